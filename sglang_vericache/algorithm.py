@@ -1,0 +1,90 @@
+"""VERICACHE as a speculative algorithm, and its radix cache, in SGLang's registries.
+
+Registered in every process that loads plugins, so nothing heavy is imported before it is used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+from sglang.srt.speculative.spec_registry import CustomSpecAlgo
+
+from sglang_vericache.config import VeriCacheConfigError
+from sglang_vericache.flags import ALGORITHM, RADIX_BACKEND, config_of
+from sglang_vericache.support import validate_model, validate_server
+
+
+class VeriCacheAlgorithm(CustomSpecAlgo):
+    """Answers what SGLang asks of an algorithm; no draft model, no draft weights.
+
+    SGLang 0.5.23 calls three methods that CustomSpecAlgo lacks (patches/0002).
+    """
+
+    def create_future_map(
+        self, device, req_to_token_pool, needs_cpu_seq_lens=True, needs_confidence_relay=False
+    ):
+        from sglang.srt.managers.overlap_utils import FutureMap
+
+        return FutureMap(
+            device, self, req_to_token_pool, needs_cpu_seq_lens, needs_confidence_relay
+        )
+
+    def need_topk(self) -> bool:
+        return False
+
+    def carries_draft_hidden_states(self) -> bool:
+        return False
+
+    def has_draft_kv(self) -> bool:
+        # Drafts write to the draft pool; the main pool only needs slots for the verify pass.
+        return False
+
+    def handle_server_args(self, server_args: Any) -> None:
+        """Declare what the flag implies; everything else stays as the unmodified server's."""
+        config = config_of(server_args)
+        server_args.speculative_num_steps = config.horizon
+        server_args.speculative_eagle_topk = 1
+        server_args.speculative_num_draft_tokens = config.verify_width
+        server_args.disable_overlap_schedule = True
+        server_args.radix_cache_backend = RADIX_BACKEND
+
+
+def validate(server_args: Any) -> None:
+    """Refuse a server that cannot draft exactly, before anything is loaded.
+
+    Raises:
+        VeriCacheConfigError: with the sentence of `support`.
+    """
+    from sglang.srt.arg_groups.model_override_base import model_config_of
+
+    if config_of(server_args) is None:
+        raise VeriCacheConfigError(
+            f"--speculative-algorithm {ALGORITHM} is set by --enable-vericache: use that flag."
+        )
+    record = object.__getattribute__(server_args, "_cfg")  # SGLang hands plugins a recorder
+    problem = validate_server(server_args) or validate_model(model_config_of(record))
+    if problem is not None:
+        raise VeriCacheConfigError(problem)
+
+
+def register() -> None:
+    """Make the names known that the flag sets."""
+    from sglang.srt.mem_cache.registry import register_radix_cache_backend
+
+    @SpeculativeAlgorithm.register(
+        ALGORITHM, validate_server_args=validate, spec_class=VeriCacheAlgorithm
+    )
+    def create_worker(server_args: Any) -> type:
+        from sglang_vericache.worker import VeriCacheWorker
+
+        return VeriCacheWorker
+
+    def create_cache(context: Any):
+        from sglang.srt.mem_cache.registry import create_unified_radix_cache
+
+        from sglang_vericache.tree.cache import VeriRadixCache
+
+        return create_unified_radix_cache(context, cache_class=VeriRadixCache)
+
+    register_radix_cache_backend(RADIX_BACKEND, create_cache)

@@ -1,0 +1,85 @@
+"""Commands beside the server: check, compressors, cpu-env."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+
+from sglang_vericache import PINNED_SGLANG, __version__
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m sglang_vericache", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, function, help in (
+        ("check", check, "say whether the plugin can work in this installation"),
+        ("compressors", compressors, "list what --vericache-compressor accepts"),
+        ("cpu-env", cpu_env, "print the environment that SGLang's CPU engine needs"),
+    ):
+        commands.add_parser(name, help=help).set_defaults(run=function)
+    return parser.parse_args(argv).run()
+
+
+def check() -> int:
+    """A table of what the flag needs; exit code 0 when all of it is there."""
+    from sglang_vericache import plugin
+
+    found = plugin.installed_sglang()
+    rows = [("sglang-vericache", __version__, None)]
+    wanted = f"sglang=={PINNED_SGLANG}"
+    rows.append((wanted, found or "-", None if found == PINNED_SGLANG else "another release"))
+    if found == PINNED_SGLANG:
+        rows += _plugin_rows()
+    width = max(len(name) for name, _, _ in rows)
+    for name, value, problem in rows:
+        print(f"{'FAIL' if problem else 'ok':4}  {name:{width}}  {value}  {problem or ''}".rstrip())
+    failed = sum(problem is not None for _, _, problem in rows)
+    print(f"{failed} of {len(rows)} failed" if failed else "all good")
+    return 1 if failed else 0
+
+
+def _plugin_rows() -> list[tuple[str, str, str | None]]:
+    from importlib.metadata import entry_points
+
+    from sglang_vericache import plugin
+    from sglang_vericache.hooks import flag_hooks, server_hooks
+
+    plugin.activate()
+    entries = [
+        e.value for e in entry_points(group="sglang.srt.plugins") if e.name == "vericache"
+    ]
+    rows = [
+        ("entry point", ", ".join(entries) or "-", None if entries else "package not installed")
+    ]
+    rows += [(failure.what, "registration", failure.why) for failure in plugin.failures()]
+    for hook in (*flag_hooks(), *server_hooks()):
+        if plugin.applies(hook):
+            rows.append((hook.target, hook.kind, plugin.missing_target(hook.target)))
+    return rows
+
+
+def compressors() -> int:
+    """The registered scorers with their declarations."""
+    from dataclasses import fields
+
+    from sglang_vericache.compressors.registry import SCORERS
+
+    print(f"{'name':12} {'scope':6} {'needs':16} {'parameters (default)':28} source")
+    for name, scorer in SCORERS.items():
+        parameters = ", ".join(f"{f.name} ({f.default})" for f in fields(scorer)) or "-"
+        needs = "+".join(sorted(scorer.needs))
+        print(f"{name:12} {scorer.scope:6} {needs:16} {parameters:28} {scorer.paper}")
+    return 0
+
+
+def cpu_env() -> int:
+    """Shell assignments for both servers of a comparison on a machine without a GPU."""
+    import os
+
+    from sglang_vericache.cpu import engine
+
+    before = dict(os.environ)
+    for key, value in engine.environment(before).items():
+        if before.get(key) != value:
+            print(f"export {key}={shlex.quote(value)}")
+    return 0

@@ -1,0 +1,1 @@
+"""Selecting the tokens of a span: scorers, budget and top-k. Pure torch, no SGLang."""

@@ -1,0 +1,45 @@
+"""How many rows of the draft pool the spans of one path may fill."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sglang_vericache.config import RECENT_TOKENS, SINK_TOKENS, VeriCacheConfig
+
+# Tokens that every selection over a whole path keeps.
+ALWAYS_KEPT_TOKENS = SINK_TOKENS + RECENT_TOKENS
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One budget over a whole path, equal for every layer and kv head.
+
+    A row of the draft pool holds one token of each kv head, so rows are counted per head.
+    """
+
+    keep_ratio: float | None
+    keep_tokens: int | None
+
+    @classmethod
+    def of(cls, config: VeriCacheConfig) -> Budget:
+        return cls(config.keep_ratio, config.keep_tokens)
+
+    def asked_rows(self, path_tokens: int) -> int:
+        """Rows that the settings ask for on a path of ``path_tokens`` tokens."""
+        if self.keep_tokens is not None:
+            return min(self.keep_tokens, path_tokens)
+        return min(math.ceil(self.keep_ratio * path_tokens), path_tokens)
+
+    def path_rows(self, path_tokens: int) -> int:
+        """Rows of spans that cover ``path_tokens`` tokens: what is asked, and at least the tokens
+        that are always kept."""
+        return min(path_tokens, max(self.asked_rows(path_tokens), ALWAYS_KEPT_TOKENS))
+
+    def interval_rows(self, start: int, end: int) -> int:
+        """The share of a path's budget that falls to [start, end) of a path ending at ``end``."""
+        return min(end - start, math.ceil(self.asked_rows(end) * (end - start) / end))
+
+    def limit_rows(self, path_tokens: int) -> int:
+        """Never exceeded by the spans of a path: the budget, the sinks and the recent tokens."""
+        return min(path_tokens, self.asked_rows(path_tokens) + ALWAYS_KEPT_TOKENS)

@@ -1,0 +1,50 @@
+"""SnapKV: keep what the last queries of the path attend to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.nn.functional import avg_pool1d
+
+from sglang_vericache.compressors.base import Need, Scope, Scorer, ScoreInputs
+
+
+@dataclass(frozen=True)
+class SnapKV(Scorer):
+    """Attention mass that the last ``window`` queries pay each token, smoothed over neighbours.
+
+    Attributes:
+        window: queries observed, counted from the path's end.
+        kernel: width of the smoothing over token positions; odd.
+    """
+
+    window: int = 64
+    kernel: int = 5
+
+    name: ClassVar[str] = "snapkv"
+    paper: ClassVar[str] = "SnapKV, arXiv 2404.14469"
+    scope: ClassVar[Scope] = "path"
+    needs: ClassVar[frozenset[Need]] = frozenset({"keys", "queries"})
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f"window={self.window} must be at least 1")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise ValueError(f"kernel={self.kernel} must be odd and positive")
+
+    @property
+    def window_tokens(self) -> int:
+        return self.window
+
+    def score(self, inputs: ScoreInputs) -> torch.Tensor:
+        keys, queries = inputs.keys.float(), inputs.queries.float()
+        tokens, heads, dim = keys.shape
+        observed = queries.shape[0]
+        grouped = queries.view(observed, heads, -1, dim)  # [W, H, G, D]
+        logits = torch.einsum("whgd,thd->hgwt", grouped, keys) * inputs.scaling
+        key_positions = torch.arange(tokens, device=keys.device) + inputs.start
+        future = key_positions[None, :] > inputs.query_positions[:, None]  # [W, T]
+        mass = logits.masked_fill(future, float("-inf")).softmax(dim=-1).mean(dim=(1, 2))  # [H, T]
+        return avg_pool1d(mass, self.kernel, stride=1, padding=self.kernel // 2)

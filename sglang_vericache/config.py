@@ -1,0 +1,141 @@
+"""The one configuration object: every layer takes it, nobody reads flags or environment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any
+
+# Attention sinks (StreamingLLM, arXiv 2309.17453) and the most recent tokens of a path are kept
+# by every selection: dropping either ruins the draft at once, whatever the scorer says.
+SINK_TOKENS = 4
+RECENT_TOKENS = 64
+
+_MEMORY_UNITS = {"": 1 << 30, "GIB": 1 << 30, "MIB": 1 << 20, "KIB": 1 << 10}
+
+
+class VeriCacheConfigError(ValueError):
+    """A flag has a value that cannot work; the message names the flag and what is accepted."""
+
+
+@dataclass(frozen=True)
+class CompressorSpec:
+    """What ``--vericache-compressor NAME[:key=value,...]`` says, before the registry checks it."""
+
+    name: str = "snapkv"
+    params: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    @classmethod
+    def parse(cls, text: str) -> CompressorSpec:
+        """Parse ``NAME[:key=value,...]``.
+
+        Raises:
+            VeriCacheConfigError: a parameter is not of the form ``key=value``.
+        """
+        name, _, tail = text.strip().partition(":")
+        params: dict[str, str] = {}
+        for part in filter(None, (p.strip() for p in tail.split(","))):
+            key, equals, value = part.partition("=")
+            if not equals or not key.strip() or not value.strip():
+                raise VeriCacheConfigError(
+                    f"--vericache-compressor {text!r}: {part!r} is not of the form key=value. "
+                    "Accepted: NAME or NAME:key=value,key=value."
+                )
+            params[key.strip()] = value.strip()
+        return cls(name=name.strip().lower(), params=MappingProxyType(params))
+
+    def __str__(self) -> str:
+        tail = ",".join(f"{key}={value}" for key, value in self.params.items())
+        return f"{self.name}:{tail}" if tail else self.name
+
+    def __reduce__(self):
+        # A mappingproxy does not pickle, and the record travels to the scheduler process.
+        return (_rebuild_spec, (self.name, dict(self.params)))
+
+
+def _rebuild_spec(name: str, params: dict[str, str]) -> CompressorSpec:
+    return CompressorSpec(name, MappingProxyType(params))
+
+
+@dataclass(frozen=True)
+class VeriCacheConfig:
+    """Resolved settings of one server.
+
+    Attributes:
+        compressor: which scorer selects the tokens of a span.
+        keep_ratio: fraction of a path's tokens that its spans keep; None when keep_tokens is set.
+        keep_tokens: tokens that the spans of one path keep in all; None when keep_ratio is set.
+        horizon: draft tokens per round (k); a verify pass reads k + 1 tokens.
+        draft_memory_bytes: size of the draft pool; None means sized from the main pool.
+        min_context_tokens: shorter contexts are decoded plainly.
+        stagger_groups: the running requests take turns verifying in this many groups.
+        fold_tail_tokens: a tail longer than this is folded into a span.
+        verify_chunk_rows: rows of logits that exist at a time during a verify pass.
+    """
+
+    compressor: CompressorSpec = CompressorSpec()
+    keep_ratio: float | None = 0.2
+    keep_tokens: int | None = None
+    horizon: int = 16
+    draft_memory_bytes: int | None = None
+    min_context_tokens: int = 512
+    stagger_groups: int = 1
+    fold_tail_tokens: int = 256
+    verify_chunk_rows: int = 512
+
+    def __post_init__(self) -> None:
+        if (self.keep_ratio is None) == (self.keep_tokens is None):
+            raise VeriCacheConfigError(
+                "--vericache-keep-ratio and --vericache-keep-tokens are alternatives: give one."
+            )
+        if self.keep_ratio is not None and not 0.0 < self.keep_ratio <= 1.0:
+            raise VeriCacheConfigError(
+                f"--vericache-keep-ratio {self.keep_ratio:g} is outside (0, 1]: it is the fraction "
+                "of tokens that the compressed cache keeps, for example 0.2."
+            )
+        _at_least("--vericache-keep-tokens", self.keep_tokens, 1)
+        _at_least("--vericache-horizon", self.horizon, 1)
+        _at_least("--vericache-min-context", self.min_context_tokens, 1)
+        _at_least("--vericache-stagger", self.stagger_groups, 1)
+        _at_least("--vericache-fold-tail", self.fold_tail_tokens, RECENT_TOKENS + 1)
+        _at_least("--vericache-draft-memory", self.draft_memory_bytes, 1)
+        _at_least("verify_chunk_rows", self.verify_chunk_rows, 1)
+
+    @property
+    def verify_width(self) -> int:
+        """Tokens of a request in one verify pass: the pending one and the drafted ones."""
+        return self.horizon + 1
+
+    @property
+    def tail_capacity(self) -> int:
+        """Draft slots that one request's tail can hold."""
+        return self.fold_tail_tokens + self.verify_width
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values for logs and the server's info endpoint."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return values | {"compressor": str(self.compressor)}
+
+
+def _at_least(flag: str, value: int | None, minimum: int) -> None:
+    if value is not None and value < minimum:
+        raise VeriCacheConfigError(f"{flag} {value} is too small: the least accepted is {minimum}.")
+
+
+def parse_memory(flag: str, text: str | int | float) -> int:
+    """Bytes of ``text``: a number of GiB, or a number with the unit GiB, MiB or KiB.
+
+    Raises:
+        VeriCacheConfigError: not a positive size.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", str(text))
+    unit = _MEMORY_UNITS.get(match[2].upper()) if match else None
+    size = int(float(match[1]) * unit) if match and unit else 0
+    if size <= 0:
+        raise VeriCacheConfigError(
+            f"{flag} {text!r} is not a size. Accepted: a number of GiB such as 2 or 0.5, "
+            "or a number with a unit such as 512MiB."
+        )
+    return size

@@ -1,0 +1,1 @@
+"""The target model over the draft view."""

@@ -1,0 +1,165 @@
+"""Command-line flags and Engine keywords -> VeriCacheConfig.
+
+One table describes the flags; the parser, ``sgl.Engine(...)`` keywords and the documentation
+are generated from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sglang_vericache.config import (
+    CompressorSpec,
+    VeriCacheConfig,
+    VeriCacheConfigError,
+    parse_memory,
+)
+
+# Under this name the scheduler knows us: ServerArgs.speculative_algorithm.
+ALGORITHM = "VERICACHE"
+# ... and our radix cache: ServerArgs.radix_cache_backend.
+RADIX_BACKEND = "vericache"
+# The resolved config rides on the ServerArgs record under this name; SGLang lets underscore
+# attributes through its seal and pickles them to the scheduler process.
+RECORD_ATTRIBUTE = "_vericache"
+SWITCH = "enable_vericache"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One setting.
+
+    Attributes:
+        name: keyword of ``sgl.Engine``; the command-line flag is derived from it.
+        config_field: the field of VeriCacheConfig that it sets.
+        convert: user's value -> field value; raises VeriCacheConfigError.
+    """
+
+    name: str
+    config_field: str
+    convert: Callable[[Any], Any]
+    metavar: str
+    help: str
+
+    @property
+    def option(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+def _number(kind: type, name: str) -> Callable[[Any], Any]:
+    def convert(value: Any) -> Any:
+        try:
+            return kind(value)
+        except (TypeError, ValueError):
+            what = "a whole number" if kind is int else "a number"
+            raise VeriCacheConfigError(
+                f"--{name.replace('_', '-')} {value!r} is not {what}."
+            ) from None
+
+    return convert
+
+
+def _integer_flag(name: str, config_field: str, help: str) -> Flag:
+    return Flag(name, config_field, _number(int, name), "N", help)
+
+
+FLAGS: tuple[Flag, ...] = (
+    Flag(
+        "vericache_compressor",
+        "compressor",
+        CompressorSpec.parse,
+        "NAME[:KEY=VALUE,...]",
+        "Scorer that selects the tokens of the compressed cache (default snapkv); "
+        "`python -m sglang_vericache compressors` lists them.",
+    ),
+    Flag(
+        "vericache_keep_ratio",
+        "keep_ratio",
+        _number(float, "vericache_keep_ratio"),
+        "FRACTION",
+        "Fraction of the tokens that the compressed cache keeps, in (0, 1] (default 0.2).",
+    ),
+    _integer_flag(
+        "vericache_keep_tokens",
+        "keep_tokens",
+        "Tokens that the compressed cache keeps of each context; instead of a ratio.",
+    ),
+    _integer_flag(
+        "vericache_horizon", "horizon", "Tokens drafted before each verification (default 16)."
+    ),
+    Flag(
+        "vericache_draft_memory",
+        "draft_memory_bytes",
+        lambda value: parse_memory("--vericache-draft-memory", value),
+        "SIZE",
+        "Memory of the compressed caches, in GiB or with a unit (512MiB); by default sized from "
+        "the KV pool.",
+    ),
+    _integer_flag(
+        "vericache_min_context",
+        "min_context_tokens",
+        "Contexts shorter than this are decoded without drafting (default 512).",
+    ),
+    _integer_flag(
+        "vericache_stagger",
+        "stagger_groups",
+        "Running requests take turns verifying in this many groups (default 1: all at once).",
+    ),
+    _integer_flag(
+        "vericache_fold_tail",
+        "fold_tail_tokens",
+        "Generated tokens kept uncompressed before the older ones are compressed (default 256).",
+    ),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags to SGLang's parser; values stay raw until `config_from`."""
+    group = parser.add_argument_group("vericache")
+    group.add_argument(
+        "--enable-vericache",
+        dest=SWITCH,
+        action="store_true",
+        help="Draft with a compressed KV cache and verify with the full one: the same tokens.",
+    )
+    for flag in FLAGS:
+        group.add_argument(
+            flag.option, dest=flag.name, metavar=flag.metavar, default=None, help=flag.help
+        )
+
+
+def config_from(values: Mapping[str, Any]) -> VeriCacheConfig | None:
+    """Config of raw flag values (name -> value, None when not given), or None without the switch.
+
+    Raises:
+        VeriCacheConfigError: a bad value, or a flag without ``--enable-vericache``.
+    """
+    given = {flag: values[flag.name] for flag in FLAGS if values.get(flag.name) is not None}
+    if not values.get(SWITCH):
+        if given:
+            names = ", ".join(flag.option for flag in given)
+            raise VeriCacheConfigError(f"{names} has no effect without --enable-vericache: add it.")
+        return None
+    settings = {flag.config_field: flag.convert(value) for flag, value in given.items()}
+    if "keep_tokens" in settings:
+        settings.setdefault("keep_ratio", None)
+    config = VeriCacheConfig(**settings)
+    # Imported here: the registry imports torch, which `--help` should not wait for.
+    from sglang_vericache.compressors.registry import create_scorer
+
+    create_scorer(config.compressor)
+    return config
+
+
+def take_keywords(keywords: dict[str, Any]) -> VeriCacheConfig | None:
+    """Remove our keywords from Engine's and return their config (None without the switch)."""
+    names = [SWITCH, *(flag.name for flag in FLAGS)]
+    return config_from({name: keywords.pop(name) for name in names if name in keywords})
+
+
+def config_of(server_args: Any) -> VeriCacheConfig | None:
+    """The config that rides on a ServerArgs record, or None when the flag is off."""
+    return getattr(server_args, RECORD_ATTRIBUTE, None)

@@ -1,0 +1,59 @@
+"""Functions of SGLang that the plugin wraps: one file each, every one with the patch it stands for.
+
+The two lists here are all of them. FLAG_HOOKS make the flag known and are always there;
+SERVER_HOOKS are applied in the processes of a server that uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Hook:
+    """One wrapped function.
+
+    Attributes:
+        target: dotted path of the function in SGLang.
+        kind: ``before``, ``after`` or ``around``, as in sglang.srt.plugins.hook_registry.
+        function: takes the original first when ``around``, the result first when ``after``.
+        reason: what goes wrong without it.
+        patch: the file in patches/ that would make it unnecessary.
+        cpu_only: needed only where SGLang runs its CPU engine.
+    """
+
+    target: str
+    kind: str
+    function: Callable
+    reason: str
+    patch: str
+    cpu_only: bool = False
+
+
+def flag_hooks() -> tuple[Hook, ...]:
+    from sglang_vericache.hooks import server_args
+
+    return server_args.HOOKS
+
+
+def server_hooks() -> tuple[Hook, ...]:
+    from sglang_vericache.cpu import torch_native_verify
+    from sglang_vericache.hooks import (
+        decode_reserve,
+        finish_state,
+        internal_state,
+        logits_processor,
+        output_streamer,
+        response_fields,
+    )
+
+    return (
+        *decode_reserve.HOOKS,
+        *finish_state.HOOKS,
+        *internal_state.HOOKS,
+        *logits_processor.HOOKS,
+        *output_streamer.HOOKS,
+        *response_fields.HOOKS,
+        *torch_native_verify.HOOKS,
+    )

@@ -1,0 +1,36 @@
+"""Tokens instead of logits, a chunk of rows at a time."""
+
+from __future__ import annotations
+
+from sglang_vericache.hooks import Hook
+from sglang_vericache.verify.token_picker import active_picker
+
+
+def pick_tokens(
+    original, processor, input_ids, hidden_states, lm_head, logits_metadata, *args, **kwargs
+):
+    """In a draft or verify forward, choose tokens here and return no logits."""
+    picker = active_picker()
+    if picker is None:
+        return original(
+            processor, input_ids, hidden_states, lm_head, logits_metadata, *args, **kwargs
+        )
+    from sglang.srt.layers.logits_processor import LogitsMetadata, LogitsProcessorOutput
+
+    if not isinstance(logits_metadata, LogitsMetadata):
+        logits_metadata = LogitsMetadata.from_forward_batch(logits_metadata)
+    picker.pick(
+        hidden_states, lambda rows: processor._get_logits(rows, lm_head, logits_metadata)
+    )
+    return LogitsProcessorOutput(next_token_logits=None)
+
+
+HOOKS = (
+    Hook(
+        "sglang.srt.layers.logits_processor.LogitsProcessor.forward",
+        "around",
+        pick_tokens,
+        "a verify pass of 256 requests would hold gigabytes of logits at once",
+        "0003-logits-row-chunks.patch",
+    ),
+)

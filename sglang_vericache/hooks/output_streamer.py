@@ -1,0 +1,26 @@
+"""What a step sends to the client."""
+
+from __future__ import annotations
+
+from sglang_vericache.hooks import Hook
+
+
+def output_streamer_class(original, scheduler):
+    from sglang_vericache.flags import config_of
+
+    if config_of(scheduler.server_args) is None:
+        return original(scheduler)
+    from sglang_vericache.output_streamer import VeriCacheOutputStreamer
+
+    return VeriCacheOutputStreamer
+
+
+HOOKS = (
+    Hook(
+        "sglang.srt.managers.scheduler.Scheduler.get_output_streamer_class",
+        "around",
+        output_streamer_class,
+        "steps that accept nothing stream empty chunks, and responses carry no counters",
+        "0005-steps-that-accept-nothing.patch",
+    ),
+)

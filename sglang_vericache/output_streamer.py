@@ -1,0 +1,37 @@
+"""SGLang's output streamer without empty chunks and with per-request counters."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from sglang.srt.managers.schedule_batch import Req
+from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
+
+from sglang_vericache.metrics import counters_of
+
+RESPONSE_FIELD = "vericache"
+
+
+class VeriCacheOutputStreamer(SchedulerOutputStreamer):
+    """Adds the field RESPONSE_FIELD to the ``meta_info`` of finished requests."""
+
+    __slots__ = ()
+
+    has_additional_customized_info: ClassVar[bool] = True
+
+    def _stream_output_generation(
+        self,
+        reqs: list[Req],
+        return_logprob: bool,
+        skip_req: Req | None = None,
+        is_idle_batch: bool = False,
+    ):
+        news = [r for r in reqs if r.finished() or len(r.output_ids) > r.send_token_offset]
+        return super()._stream_output_generation(news, return_logprob, skip_req, is_idle_batch)
+
+    def build_additional_customized_info(self, reqs: list[Req]) -> dict[str, list]:
+        values = [[counters_of(req).describe()] if req.finished() else [] for req in reqs]
+        return {RESPONSE_FIELD: values}
+
+    def is_request_level_customized_info_key(self, key: str) -> bool:
+        return key == RESPONSE_FIELD

@@ -1,0 +1,1 @@
+"""One-token decoding over the full KV, for whom drafting cannot serve."""

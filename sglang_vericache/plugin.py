@@ -1,0 +1,151 @@
+"""Entry point of the plugin: the only place where something is registered or hooked.
+
+SGLang only logs what a plugin raises and what a hook's target lacks, and serves without it. So
+failures are stored here, and using the flag raises them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pkgutil import resolve_name
+
+from sglang_vericache import PINNED_SGLANG
+from sglang_vericache.hooks import Hook, flag_hooks, server_hooks
+
+# A spawned process loads plugins before it knows its ServerArgs: it inherits this instead.
+_ARMED = "_SGLANG_VERICACHE_ARMED"
+
+
+class PluginError(RuntimeError):
+    """The plugin cannot work in this installation; the message says why."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Something that `activate` could not do."""
+
+    what: str
+    why: str
+
+
+_failures: list[Failure] = []
+
+
+def activate() -> None:
+    """Called by SGLang in every process, before it knows its flags."""
+    if installed_sglang() != PINNED_SGLANG:
+        return  # what a hook would do to another release nobody knows; check_version says it
+    _attempt("the flag", lambda: _register(flag_hooks()))
+    _attempt("the Engine keywords", _hook_engine)
+    if os.environ.get(_ARMED):
+        try:
+            arm()
+        except PluginError as error:
+            # An exception would only be logged, and the server would run without us.
+            sys.exit(f"error: {error}")
+
+
+def arm() -> None:
+    """Register the algorithm and apply the hooks of a server that uses the flag.
+
+    A second call does nothing; processes spawned from here are armed as they load plugins.
+
+    Raises:
+        PluginError: another release of SGLang, a missing hook target, a failed registration.
+    """
+    check_version()
+    _attempt("the speculative algorithm", _register_algorithm)
+    hooks = [hook for hook in server_hooks() if applies(hook)]
+    missing = {hook.target: missing_target(hook.target) for hook in (*flag_hooks(), *hooks)}
+    problems = [f"{f.what}: {f.why}" for f in _failures]
+    problems += [f"hook target {target} {why}" for target, why in missing.items() if why]
+    if problems:
+        raise PluginError("--enable-vericache cannot be used: " + "; ".join(problems))
+    _register(hooks)
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    HookRegistry.apply_hooks()
+    unapplied = [hook.target for hook in hooks if hook.target not in HookRegistry._patched]
+    if unapplied:
+        raise PluginError(f"SGLang could not wrap {', '.join(unapplied)}: see its log.")
+    os.environ[_ARMED] = "1"
+
+
+def check_version() -> None:
+    """Refuse any SGLang but the pinned one.
+
+    Raises:
+        PluginError: naming both versions.
+    """
+    found = installed_sglang()
+    if found != PINNED_SGLANG:
+        raise PluginError(
+            f"--enable-vericache needs sglang=={PINNED_SGLANG}, found {found or 'none'}: "
+            f"pip install sglang=={PINNED_SGLANG}"
+        )
+
+
+def installed_sglang() -> str | None:
+    try:
+        return version("sglang")
+    except PackageNotFoundError:
+        return None
+
+
+def missing_target(target: str) -> str | None:
+    """Why a dotted path of SGLang cannot be hooked, or None when it is there."""
+    owner, _, attribute = target.rpartition(".")
+    try:
+        found = hasattr(resolve_name(owner), attribute)
+    except (ImportError, AttributeError) as error:
+        return f"cannot be imported ({error})"
+    return None if found else "is missing"
+
+
+def applies(hook: Hook) -> bool:
+    """Whether this process needs the hook."""
+    from sglang_vericache.cpu import engine
+
+    return not hook.cpu_only or engine.in_use()
+
+
+def failures() -> tuple[Failure, ...]:
+    return tuple(_failures)
+
+
+def _register(hooks: Iterable[Hook]) -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    for hook in hooks:
+        if not any(function is hook.function for _, function, _ in HookRegistry._hooks.get(hook.target, ())):
+            HookRegistry.register(hook.target, hook.function, HookType(hook.kind))
+
+
+def _attempt(what: str, step: Callable[[], None]) -> None:
+    try:
+        step()
+    except Exception as error:  # kept for `arm`, which raises it
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{os.path.basename(last.filename)}:{last.lineno}"
+        _failures.append(Failure(what, f"{type(error).__name__}: {error} ({where})"))
+
+
+def _register_algorithm() -> None:
+    from sglang.srt.speculative.spec_registry import get_spec
+
+    from sglang_vericache import algorithm
+    from sglang_vericache.flags import ALGORITHM
+
+    if get_spec(ALGORITHM) is None:
+        algorithm.register()
+
+
+def _hook_engine() -> None:
+    from sglang_vericache.hooks.server_args import hook_engine
+
+    hook_engine()

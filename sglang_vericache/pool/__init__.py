@@ -1,0 +1,1 @@
+"""The draft pool: slots, spans and the rows of running requests."""

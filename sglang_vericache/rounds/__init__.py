@@ -1,0 +1,1 @@
+"""Who drafts, who verifies, who is decoded plainly in a scheduler step."""

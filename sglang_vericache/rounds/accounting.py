@@ -1,0 +1,58 @@
+"""Counting a scheduler step: known on the host except for the yields, which come later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sglang_vericache.compressors.budget import Budget
+from sglang_vericache.metrics import DraftCounters
+from sglang_vericache.rounds.policy import RoundPlan
+from sglang_vericache.rounds.request_state import RequestState
+
+
+class StepAccount:
+    """One step of a batch.
+
+    Rows are KV rows per layer and kv head: a draft step reads the view, a verify pass and a
+    plain step read the full KV once.
+    """
+
+    def __init__(
+        self,
+        states: Sequence[RequestState],
+        committed: Sequence[int],
+        reasons: Sequence[str | None],
+        plan: RoundPlan,
+    ) -> None:
+        self.states, self.committed, self.reasons, self.plan = states, committed, reasons, plan
+        self.counters = [DraftCounters() for _ in states]
+        for i in plan.plain:
+            self.counters[i].plain[reasons[i]] += 1
+            self.counters[i].rows_read += committed[i] + 1
+        for i, drafted in plan.verify:
+            self.counters[i].rounds += 1
+            self.counters[i].drafted += drafted
+            self.counters[i].rows_read += committed[i] + drafted + 1
+
+    def drafted(self, budget: Budget, work: Sequence[tuple[int, int]]) -> None:
+        """Draft steps of (index, count) just ran; to be told before their states advance."""
+        for i, count in work:
+            state, committed = self.states[i], self.committed[i]
+            view = state.view
+            tail = view.tail_tokens(committed) + state.drafted
+            first = view.span_rows + tail + 1
+            self.counters[i].rows_read += count * first + count * (count - 1) // 2
+            if view.span_rows > budget.limit_rows(view.tail_start):
+                self.counters[i].draft_rows_limit_exceeded += count
+
+    def settle(self, yields: Sequence[int], total: DraftCounters) -> None:
+        """Add this step to its requests and to the total, now that the yields are known."""
+        verified = {i for i, _ in self.plan.verify}
+        for i, (state, tokens) in enumerate(zip(self.states, yields, strict=True)):
+            counters = self.counters[i]
+            if i in verified:
+                counters.accepted += tokens - 1
+            # The j-th of these tokens would have read committed + j + 1 rows.
+            counters.rows_full += tokens * (self.committed[i] + 1) + tokens * (tokens - 1) // 2
+            state.counters.add(counters)
+            total.add(counters)

@@ -1,0 +1,33 @@
+"""What the worker remembers of a running request between scheduler steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sglang_vericache.metrics import DraftCounters
+from sglang_vericache.tree.view import DraftView
+
+
+@dataclass(eq=False)
+class RequestState:
+    """Keyed by request id; dropped when the request gives its row back.
+
+    Attributes:
+        row: its row in the request tables.
+        obstacle: why it never drafts, or None.
+        view: its draft view, once it has one.
+        drafted: tokens drafted since the last verification.
+        group: whose turn it verifies in.
+        counters: the request's own, which outlive this record when it is retracted.
+        memory_generation: count of frees when memory was last refused; asked again only after
+            something was freed.
+    """
+
+    rid: str
+    row: int
+    obstacle: str | None
+    group: int
+    counters: DraftCounters
+    view: DraftView | None = None
+    drafted: int = 0
+    memory_generation: int = -1

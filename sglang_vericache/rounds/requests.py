@@ -1,0 +1,69 @@
+"""The running requests, by id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+
+from sglang_vericache.metrics import DraftCounters, counters_of
+from sglang_vericache.rounds.request_state import RequestState
+from sglang_vericache.rounds.stagger import assign_group
+from sglang_vericache.support import draft_obstacle
+from sglang_vericache.tree.view_builder import ViewBuilder
+from sglang_vericache.tree.view_plan import PathNode
+
+
+class RunningRequests:
+    """States of the requests that decode; told by the radix cache when one ends.
+
+    Args:
+        groups: groups that take turns verifying.
+        forget: told the id of each request that gives its row back.
+    """
+
+    def __init__(self, groups: int, views: ViewBuilder, forget: Callable[[str], object]) -> None:
+        self.groups, self.views, self.forget = groups, views, forget
+        self.total = DraftCounters()
+        self._states: dict[str, RequestState] = {}
+
+    def __iter__(self) -> Iterator[RequestState]:
+        return iter(self._states.values())
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def of(self, batch: ScheduleBatch) -> list[RequestState]:
+        """States in the order of the batch, new ones for requests in their first decode step."""
+        return [self._state(req) for req in batch.reqs]
+
+    def get(self, rid: str) -> RequestState | None:
+        return self._states.get(rid)
+
+    def _state(self, req: Req) -> RequestState:
+        state = self._states.get(req.rid)
+        if state is None:
+            group = assign_group((s.group for s in self), self.groups)
+            state = RequestState(
+                req.rid, req.kv.req_pool_idx, draft_obstacle(req), group, counters_of(req)
+            )
+            self._states[req.rid] = state
+        elif state.row != req.kv.req_pool_idx:
+            raise AssertionError(
+                f"request {req.rid} moved from row {state.row} to {req.kv.req_pool_idx} "
+                "without giving its row back"
+            )
+        return state
+
+    # tree.cache.RequestListener
+
+    def on_checkpoint(self, req: Req, path: tuple[PathNode, ...]) -> None:
+        state = self._states.get(req.rid)
+        if state is not None and state.view is not None:
+            self.views.adopt(state.view, path)
+
+    def on_release(self, req: Req) -> None:
+        self.forget(req.rid)
+        state = self._states.pop(req.rid, None)
+        if state is not None and state.view is not None:
+            self.views.close(state.view)

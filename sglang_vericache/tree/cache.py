@@ -1,0 +1,99 @@
+"""SGLang's radix cache with spans: the stock tree core, told when nodes and requests go."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from sglang.srt.managers.schedule_batch import Req
+from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+
+from sglang_vericache.metrics import SpanCounters
+from sglang_vericache.tree.span_table import SpanTable
+from sglang_vericache.tree.view_plan import PathNode, SpanInfo
+
+
+class RequestListener(Protocol):
+    """Who holds draft views of running requests."""
+
+    def on_checkpoint(self, req: Req, path: tuple[PathNode, ...]) -> None:
+        """The request's tokens up to ``path[-1].end`` are in the tree now."""
+
+    def on_release(self, req: Req) -> None:
+        """The request gives its row back: it finished, was aborted or retracted."""
+
+
+class VeriRadixCache(UnifiedRadixCache):
+    """UnifiedRadixCache whose nodes can own spans."""
+
+    def __init__(self, params) -> None:
+        # super().__init__ resets the tree, and the reset clears the table.
+        self.spans = SpanTable(SpanCounters())
+        self.listener: RequestListener | None = None
+        super().__init__(params)
+
+    def path_of(self, req: Req) -> tuple[PathNode, ...]:
+        """Nodes from the root to the last one that the tree holds of this request."""
+        if self.disable or req.last_node is None:
+            return ()
+        (infos,) = self.tree_core.collect_path_info([req.last_node])
+        return tuple(
+            PathNode(
+                node_id=info.node_id,
+                start=info.path_start,
+                end=info.path_end,
+                children=info.num_children,
+                span=self._span_info(info.node_id),
+            )
+            for info in infos
+        )
+
+    def _span_info(self, node_id: int) -> SpanInfo | None:
+        span = self.spans.get(node_id)
+        return SpanInfo(span.start, span.rows, span.scope) if span is not None else None
+
+    # A request's life, as release_kv_cache and checkpoint_kv_cache drive it.
+
+    def checkpoint_into_tree(self, req: Req, *, up_to: int, **kwargs) -> None:
+        super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
+        if self.listener is not None:
+            self.listener.on_checkpoint(req, self.path_of(req))
+
+    def on_release(self, req: Req, *, checkpointed: bool) -> None:
+        if self.listener is not None:
+            self.listener.on_release(req)
+        super().on_release(req, checkpointed=checkpointed)
+
+    def claim_kv_row(self, req: Req) -> bool:
+        claimed = super().claim_kv_row(req)
+        if claimed and self.listener is not None:
+            # A streaming session keeps the row; release_kv_cache returns before on_release.
+            self.listener.on_release(req)
+        return claimed
+
+    # A node's end. Evicted and backed up on the host, it lives on and keeps its span.
+
+    def _evict_device_leaf(self, node_id, tracker):
+        backup = super()._evict_device_leaf(node_id, tracker)
+        self._drop_if_gone(node_id)
+        return backup
+
+    def _drop_subtree_no_host(self, node_id, tracker):
+        dropped = super()._drop_subtree_no_host(node_id, tracker)
+        for owner in self.spans.owners():
+            self._drop_if_gone(owner)
+        return dropped
+
+    def _reset_full(self) -> None:
+        super()._reset_full()
+        self.spans.clear()
+
+    def _drop_if_gone(self, node_id: int) -> None:
+        if node_id in self.spans and not self._alive(node_id):
+            self.spans.drop(node_id)
+
+    def _alive(self, node_id: int) -> bool:
+        try:
+            self.tree_core.is_backuped(node_id)
+        except KeyError:
+            return False
+        return True

@@ -1,0 +1,48 @@
+"""The draft view of one running request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sglang_vericache.pool.span import Span
+
+
+@dataclass(eq=False)
+class DraftView:
+    """Spans along the path, then the tail.
+
+    ::
+
+        path     0 ........ spans ........ tail_start ..... committed ... drafted
+        row      [ rows of spans           | tail: one row a token      | spare ]
+                 0                    span_rows                       capacity
+
+    Attributes:
+        row: the request's row in both request tables.
+        spans: contiguous, from path position 0 to tail_start; one reference each is held.
+        capacity: entries of the row that hold slots, spare ones included.
+    """
+
+    row: int
+    spans: list[Span] = field(default_factory=list)
+    capacity: int = 0
+
+    @property
+    def tail_start(self) -> int:
+        return self.spans[-1].end
+
+    @property
+    def span_rows(self) -> int:
+        return sum(span.rows for span in self.spans)
+
+    @property
+    def offset(self) -> int:
+        """View length minus committed tokens; constant until the next fold."""
+        return self.span_rows - self.tail_start
+
+    def tail_tokens(self, committed: int) -> int:
+        return committed - self.tail_start
+
+    def length(self, committed: int) -> int:
+        """Rows that hold the committed tokens."""
+        return committed + self.offset

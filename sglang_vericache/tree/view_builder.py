@@ -1,0 +1,264 @@
+"""Building, folding and closing draft views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sglang_vericache.compressors.base import Scorer, ScoreInputs
+from sglang_vericache.compressors.budget import Budget
+from sglang_vericache.compressors.scorers.keydiff import KeyDiff
+from sglang_vericache.compressors.select import select_rows
+from sglang_vericache.compressors.window import QueryWindow
+from sglang_vericache.config import RECENT_TOKENS, VeriCacheConfig
+from sglang_vericache.kernels.gather_span import gather_span, regather_span
+from sglang_vericache.pool.draft_pool import DraftPool
+from sglang_vericache.pool.rows import DraftRows
+from sglang_vericache.pool.span import Span
+from sglang_vericache.tree.span_table import SpanTable
+from sglang_vericache.tree.view import DraftView
+from sglang_vericache.tree.view_plan import Build, PathNode, plan_view
+
+# Tail slots are taken in blocks, so that most rounds take none.
+TAIL_BLOCK = 32
+# Fewer queries than this say too little about what the path will ask for.
+FEWEST_QUERIES = 8
+
+
+@dataclass(frozen=True)
+class FullKV:
+    """The main pool as span building reads it.
+
+    Attributes:
+        keys, values: per layer ``[S, H, D]``.
+        row_table: ``[R, W]`` int32 main slots by request row and position.
+        scaling: softmax scale of the attention layers.
+    """
+
+    keys: Sequence[torch.Tensor]
+    values: Sequence[torch.Tensor]
+    row_table: torch.Tensor
+    scaling: float
+
+    def slots(self, row: int, start: int, end: int) -> torch.Tensor:
+        """``[end - start]`` int64 main slots of a request's tokens."""
+        return self.row_table[row, start:end].to(torch.int64)
+
+
+class ViewBuilder:
+    """Turns full KV into spans and spans into the rows that draft attention reads."""
+
+    def __init__(
+        self,
+        config: VeriCacheConfig,
+        scorer: Scorer,
+        pool: DraftPool,
+        rows: DraftRows,
+        spans: SpanTable,
+        full: FullKV,
+    ) -> None:
+        self.config, self.scorer = config, scorer
+        self.budget = Budget.of(config)
+        self.pool, self.rows, self.spans, self.full = pool, rows, spans, full
+        self.counters = spans.counters
+        self._without_queries = KeyDiff()
+
+    def open(
+        self,
+        row: int,
+        path: Sequence[PathNode],
+        end: int,
+        window: QueryWindow | None,
+    ) -> DraftView | None:
+        """Draft view over the committed tokens [0, end), or None when the draft pool is full.
+
+        Args:
+            row: the request's row in the main request table.
+            path: the request's nodes of the radix tree.
+            window: queries of the path's end that this request computed.
+        """
+        plan = plan_view(path, end, self.budget, self.scorer.scope)
+        view = DraftView(row)
+        for node in plan.reused:
+            self._append(view, self.spans.get(node.node_id))
+            self.counters.reused += 1
+        stored = next((s.window for s in reversed(view.spans) if s.window is not None), None)
+        chosen = self._choose_window(window, stored, end) if plan.builds else None
+        for build in plan.builds:
+            span = self._build(row, build, end, chosen)
+            if span is None:
+                self._release(view)
+                self.counters.no_memory += 1
+                return None
+            self._append(view, span)
+            if build.node_id is not None:
+                self.spans.own(build.node_id, span)
+        self._write_spans(view)
+        return view
+
+    def fold(self, view: DraftView, committed: int) -> bool:
+        """Compress the older part of a long tail; False when there is no memory for it.
+
+        The most recent tokens stay in the tail. Where the row limit of the path leaves no room
+        for another span, the whole path is selected anew.
+        """
+        start, end = view.tail_start, committed - RECENT_TOKENS
+        share = self.budget.interval_rows(start, end)
+        if view.span_rows + share > self.budget.limit_rows(end):
+            span = self._build(view.row, Build(0, end, self.budget.path_rows(end), None), end, None)
+            kept: list[Span] = []
+        else:
+            span = self._fold_tail(view, start, end, share)
+            kept = view.spans
+        if span is None:
+            self.counters.no_memory += 1
+            return False
+        tail = self.rows.read(view.row, view.span_rows, view.capacity)
+        folded, tail = tail[: end - start], tail[end - start :]
+        for old in view.spans:
+            if old not in kept:
+                old.release()
+        self.pool.allocator.give(folded)
+        view.spans = list(kept)
+        self._append(view, span)
+        self._write_spans(view)
+        self.rows.write(view.row, view.span_rows, tail)
+        view.capacity = view.span_rows + tail.numel()
+        return True
+
+    def reserve(self, view: DraftView, length: int) -> bool:
+        """Give the row slots for ``length`` entries; False when the draft pool is full."""
+        missing, room = length - view.capacity, self.rows.width - view.capacity
+        if missing <= 0:
+            return True
+        if missing > room:
+            raise AssertionError(f"a draft row of {self.rows.width} slots cannot grow to {length}")
+        for count in (max(missing, min(TAIL_BLOCK, room)), missing):
+            slots = self._take(count)
+            if slots is not None:
+                self.rows.write(view.row, view.capacity, slots)
+                view.capacity += count
+                return True
+        self.counters.no_memory += 1
+        return False
+
+    def adopt(self, view: DraftView, path: Sequence[PathNode]) -> None:
+        """Let nodes that have come into being own the private spans that end where they end."""
+        ends = {node.end: node.node_id for node in path}
+        for span in view.spans:
+            if span.end in ends:
+                self.spans.own(ends[span.end], span)
+
+    def close(self, view: DraftView) -> None:
+        """Give back the tail and the view's references to its spans."""
+        tail = self.rows.read(view.row, view.span_rows, view.capacity)
+        if tail.numel():
+            self.pool.allocator.give(tail)
+        self._release(view)
+        self.rows.clear(view.row)
+
+    def _append(self, view: DraftView, span: Span) -> None:
+        span.acquire()
+        self.spans.touch(span)
+        view.spans.append(span)
+
+    def _release(self, view: DraftView) -> None:
+        for span in view.spans:
+            span.release()
+        view.spans = []
+
+    def _write_spans(self, view: DraftView) -> None:
+        start = 0
+        for span in view.spans:
+            self.rows.write(view.row, start, span.slots)
+            start += span.rows
+        view.capacity = start
+        self.rows.set_offset(view.row, view.offset)
+
+    def _take(self, count: int) -> torch.Tensor | None:
+        slots = self.pool.allocator.take(count)
+        if slots is None:
+            self.spans.evict_for(count)
+            slots = self.pool.allocator.take(count)
+        return slots
+
+    def _choose_window(
+        self, computed: QueryWindow | None, stored: QueryWindow | None, end: int
+    ) -> QueryWindow | None:
+        """The queries that a path-scope scorer looks through, or None for too few."""
+        if not self.scorer.window_tokens:
+            return None
+        if computed is not None and len(computed) >= FEWEST_QUERIES:
+            self.counters.scored_with_computed += 1
+            return computed
+        # Queries from before the recent tokens would rate nothing of what came after them.
+        if stored is not None and stored.end >= end - RECENT_TOKENS:
+            self.counters.scored_with_stored += 1
+            if computed is None or computed.start < stored.end:
+                return stored
+            return stored.then(computed, self.scorer.window_tokens)
+        self.counters.scored_without += 1
+        return None
+
+    def _build(
+        self, row: int, build: Build, path_end: int, window: QueryWindow | None
+    ) -> Span | None:
+        slots = self._take(build.rows)
+        if slots is None:
+            return None
+        by_queries = window is not None
+        usable = by_queries or not self.scorer.window_tokens
+        scorer = self.scorer if usable else self._without_queries
+        first = 0 if scorer.scope == "path" else build.start
+        source = self.full.slots(row, first, build.end)
+        picks = []
+        for layer, (keys, values) in enumerate(zip(self.full.keys, self.full.values, strict=True)):
+            scores = scorer.score(
+                ScoreInputs(
+                    keys=keys[source],
+                    values=values[source],
+                    start=first,
+                    scaling=self.full.scaling,
+                    queries=window.queries[layer] if by_queries else None,
+                    query_positions=window.positions if by_queries else None,
+                )
+            )
+            picks.append(
+                select_rows(scores[:, build.start - first :], build.rows, build.start, path_end)
+            )
+        gather_span(
+            self.full.keys,
+            self.full.values,
+            source[build.start - first :],
+            torch.stack(picks),
+            self.pool.storage,
+            slots,
+        )
+        self.counters.built += 1
+        return Span(
+            build.start,
+            build.end,
+            slots,
+            scorer.scope,
+            self.pool.allocator,
+            window=window if build.end == path_end else None,
+        )
+
+    def _fold_tail(self, view: DraftView, start: int, end: int, rows: int) -> Span | None:
+        """Select from the tail's own rows: exact copies, there even when the full KV is away."""
+        slots = self._take(rows)
+        if slots is None:
+            return None
+        source = self.rows.read(view.row, view.span_rows, view.span_rows + end - start)
+        picks = []
+        for layer in range(self.pool.storage.layers):
+            keys, values = self.pool.storage.read(layer, source)
+            scores = self._without_queries.score(
+                ScoreInputs(keys, values, start, self.full.scaling)
+            )
+            picks.append(select_rows(scores, rows, start, end, keep_recent=False))
+        regather_span(self.pool.storage, source, torch.stack(picks), slots)
+        self.counters.folded += 1
+        return Span(start, end, slots, self._without_queries.scope, self.pool.allocator)

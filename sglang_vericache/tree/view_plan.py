@@ -1,0 +1,121 @@
+"""Which spans of a path to reuse and which to build. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sglang_vericache.compressors.base import Scope
+from sglang_vericache.compressors.budget import Budget
+from sglang_vericache.config import RECENT_TOKENS, SINK_TOKENS
+
+# A selection over the whole path drafts longer than one in parts (25 to 50 % when the parts are
+# 1,024 tokens each), so an earlier span must cover most of the path before it is worth more than
+# a fresh one. What depends on the path's last queries ages faster than what does not.
+REUSE_SHARE: dict[Scope, float] = {"node": 0.5, "path": 0.75}
+
+
+@dataclass(frozen=True)
+class SpanInfo:
+    """A span that some node of the path owns: it covers [start, end of the node)."""
+
+    start: int
+    rows: int
+    scope: Scope
+
+
+@dataclass(frozen=True)
+class PathNode:
+    """One node of a radix path.
+
+    Attributes:
+        start, end: half-open interval of the path, in tokens from the root.
+        children: how many nodes continue after it.
+    """
+
+    node_id: int
+    start: int
+    end: int
+    children: int
+    span: SpanInfo | None = None
+
+
+@dataclass(frozen=True)
+class Build:
+    """A span to select: ``rows`` tokens of [start, end), owned by ``node_id`` when one ends there."""
+
+    start: int
+    end: int
+    rows: int
+    node_id: int | None
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """Spans of a draft view in path order: the reused ones, then the built ones."""
+
+    reused: tuple[PathNode, ...]
+    builds: tuple[Build, ...]
+
+
+def plan_view(path: Sequence[PathNode], end: int, budget: Budget, scope: Scope) -> ViewPlan:
+    """Plan spans that cover [0, end) within one budget over the path.
+
+    The deepest chain of spans is reused when it covers at least REUSE_SHARE of the path and what
+    is added stays within the path's row limit. Otherwise all is selected anew: in one span, or,
+    where the path leaves a prefix that other requests share (a node with several children) and
+    that prefix is at least REUSE_SHARE of it, in two, so that the others reuse the first.
+
+    Args:
+        path: nodes from the root; may end before ``end`` (tokens not in the tree yet).
+        end: tokens that the view must cover.
+        scope: scope of the scorer that would build.
+    """
+    for depth in range(len(path), 0, -1):
+        chain = _chain(path[:depth])
+        if chain is None or chain[-1].end > end:
+            continue
+        covered, rows = chain[-1].end, sum(node.span.rows for node in chain)
+        if covered == end:
+            return ViewPlan(chain, ())
+        addition = _rows_after(covered, end, budget)
+        enough = covered >= REUSE_SHARE[scope] * end
+        if enough and rows + addition <= budget.limit_rows(end):
+            return ViewPlan(chain, (Build(covered, end, addition, _owner(path, end)),))
+    fork = _fork(path, end, scope)
+    if fork is None:
+        return ViewPlan((), (Build(0, end, budget.path_rows(end), _owner(path, end)),))
+    shared_rows = min(fork.end, max(budget.interval_rows(0, fork.end), SINK_TOKENS))
+    return ViewPlan(
+        (),
+        (
+            Build(0, fork.end, shared_rows, fork.node_id),
+            Build(fork.end, end, _rows_after(fork.end, end, budget), _owner(path, end)),
+        ),
+    )
+
+
+def _chain(path: Sequence[PathNode]) -> tuple[PathNode, ...] | None:
+    """Spans without a gap from the root to the end of the last node, or None."""
+    chain: list[PathNode] = []
+    wanted_end = path[-1].end
+    for node in reversed(path):
+        if node.end == wanted_end and node.span is not None:
+            chain.append(node)
+            wanted_end = node.span.start
+    return tuple(reversed(chain)) if chain and wanted_end == 0 else None
+
+
+def _rows_after(start: int, end: int, budget: Budget) -> int:
+    """Rows of a span that ends a path: its share, and at least the recent tokens."""
+    return max(budget.interval_rows(start, end), min(end - start, RECENT_TOKENS))
+
+
+def _fork(path: Sequence[PathNode], end: int, scope: Scope) -> PathNode | None:
+    shared = [node for node in path if node.children > 1 and node.end < end]
+    deepest = shared[-1] if shared else None
+    return deepest if deepest is not None and deepest.end >= REUSE_SHARE[scope] * end else None
+
+
+def _owner(path: Sequence[PathNode], end: int) -> int | None:
+    return path[-1].node_id if path and path[-1].end == end else None

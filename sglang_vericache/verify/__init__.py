@@ -1,0 +1,1 @@
+"""One pass over the full KV that checks the drafted tokens."""

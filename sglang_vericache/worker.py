@@ -1,0 +1,300 @@
+"""The speculative worker: the order of calls in a scheduler step, no arithmetic."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+from sglang.srt.managers.tp_worker import TpModelWorker
+from sglang.srt.managers.utils import GenerationBatchResult
+from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
+
+from sglang_vericache.compressors.registry import create_scorer
+from sglang_vericache.config import VeriCacheConfig
+from sglang_vericache.draft.backend import DraftAttentionBackend
+from sglang_vericache.draft.drafter import Drafter
+from sglang_vericache.draft.query_capture import CaptureRange, QueryCapture
+from sglang_vericache.draft_input import PendingTokens
+from sglang_vericache.emission import Emission
+from sglang_vericache.flags import config_of
+from sglang_vericache.kernels.commit_rows import commit_rows
+from sglang_vericache.plain.decoder import decode_plainly
+from sglang_vericache.pool.sizing import create_pool, create_rows
+from sglang_vericache.rounds.accounting import StepAccount
+from sglang_vericache.rounds.policy import Candidate, RoundPlan, plan_step
+from sglang_vericache.rounds.request_state import RequestState
+from sglang_vericache.rounds.requests import RunningRequests
+from sglang_vericache.support import (
+    END_OF_OUTPUT,
+    NO_DRAFT_MEMORY,
+    SHORT_CONTEXT,
+    draft_obstacle,
+    validate_layers,
+)
+from sglang_vericache.tree.view_builder import FullKV, ViewBuilder
+from sglang_vericache.verify.token_picker import TokenPicker
+from sglang_vericache.verify.verifier import Verifier
+
+logger = logging.getLogger(__name__)
+
+
+class VeriCacheWorker(BaseSpecWorker):
+    """Drafts with the target model over compressed KV, verifies over the full KV."""
+
+    def __init__(
+        self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: TpModelWorker
+    ) -> None:
+        super().__init__()
+        self.config: VeriCacheConfig = config_of(server_args)
+        self._target_worker = target_worker
+        self.model_runner = target_worker.model_runner
+        problem = validate_layers(self.model_runner.model)
+        if problem is not None:
+            raise ValueError(problem)
+        self.scorer = create_scorer(self.config.compressor)
+        self.requests: RunningRequests | None = None
+        self._accounts: deque[StepAccount] = deque()
+        self._step = 0
+
+    @property
+    def draft_worker(self) -> None:
+        return None  # the target model drafts
+
+    # Start-up, in the order of Scheduler.init_model_worker.
+
+    def alloc_memory_pool(
+        self, memory_pool_config=None, req_to_token_pool=None, token_to_kv_pool_allocator=None
+    ) -> None:
+        super().alloc_memory_pool(memory_pool_config, req_to_token_pool, token_to_kv_pool_allocator)
+        main = token_to_kv_pool_allocator.get_kvcache()
+        self.pool = create_pool(self.config, main, req_to_token_pool.size)
+        self.rows = create_rows(self.config, req_to_token_pool.req_to_token)
+        rows = req_to_token_pool.req_to_token.shape[0]
+        self.drafts = torch.zeros(
+            (rows, self.config.horizon), dtype=torch.int64, device=self.pool.device
+        )
+
+    def init_attention_backends(self) -> None:
+        picker = TokenPicker(self.config.verify_chunk_rows)
+        self.draft_backend = DraftAttentionBackend(self.pool, self.rows)
+        self.drafter = Drafter(
+            self.model_runner, self.draft_backend, self.rows, self.drafts, picker
+        )
+        self.max_position = self.model_runner.model_config.context_len - 1
+        self.verifier = Verifier(self.model_runner, self.drafts, picker, self.max_position)
+        self.capture = QueryCapture(self.model_runner.attn_backend, self.scorer.window_tokens)
+
+    @property
+    def spec_v2_attn_backends(self) -> tuple:
+        return (self.model_runner.attn_backend, self.draft_backend)
+
+    def _attach_cache(self, batch: ScheduleBatch) -> None:
+        """The tree is built after the worker; the first batch brings it."""
+        main = self.token_to_kv_pool_allocator.get_kvcache()
+        layers = range(self.pool.storage.layers)
+        attention = next(
+            m for m in self.model_runner.model.modules() if type(m).__name__ == "RadixAttention"
+        )
+        self.full = FullKV(
+            keys=[main.get_key_buffer(layer) for layer in layers],
+            values=[main.get_value_buffer(layer) for layer in layers],
+            row_table=self.req_to_token_pool.req_to_token,
+            scaling=attention.scaling,
+        )
+        self.tree_cache = batch.tree_cache
+        self.views = ViewBuilder(
+            self.config, self.scorer, self.pool, self.rows, self.tree_cache.spans, self.full
+        )
+        self.requests = RunningRequests(
+            self.config.stagger_groups, self.views, self.capture.take
+        )
+        self.tree_cache.listener = self.requests
+        logger.info("vericache active: %s", self.status())
+
+    # A scheduler step.
+
+    def forward_batch_generation(
+        self, batch: ScheduleBatch, on_publish=None, pp_proxy_tensors=None
+    ) -> GenerationBatchResult:
+        if self.requests is None:
+            self._attach_cache(batch)
+        if batch.forward_mode.is_decode():
+            return self._decode(batch, on_publish)
+        return self._extend(batch, on_publish)
+
+    def _extend(self, batch: ScheduleBatch, on_publish) -> GenerationBatchResult:
+        with self.capture.during(self._capture_ranges(batch), batch.seq_lens.device):
+            result = self.target_worker.forward_batch_generation(batch)
+        result.new_seq_lens = batch.seq_lens
+        result.next_draft_input = PendingTokens(result.next_token_ids.to(torch.int64))
+        if on_publish is not None:
+            on_publish(batch.seq_lens)
+        return result
+
+    def _capture_ranges(self, batch: ScheduleBatch) -> list[CaptureRange]:
+        """The last tokens of each prompt, of those requests that will draft."""
+        ranges, offset = [], 0
+        for req, start, count in zip(
+            batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True
+        ):
+            total = len(req.full_untruncated_fill_ids)
+            first = max(start, total - self.capture.limit)
+            drafts = total >= self.config.min_context_tokens and draft_obstacle(req) is None
+            if drafts and first < start + count:
+                ranges.append(CaptureRange(req.rid, first, start + count, offset + first - start))
+            offset += count
+        return ranges
+
+    def _decode(self, batch: ScheduleBatch, on_publish) -> GenerationBatchResult:
+        pending = batch.spec_info.bonus_tokens
+        committed = batch.seq_lens_cpu.tolist()
+        states = self.requests.of(batch)
+        reasons = [
+            self._prepare(req, state, length)
+            for req, state, length in zip(batch.reqs, states, committed, strict=True)
+        ]
+        plan = self._plan(batch, states, reasons, committed)
+        account = StepAccount(states, committed, reasons, plan)
+
+        # SGLang's own path sets this in TpModelWorker; ours goes past it to the model runner.
+        self.target_worker.set_hicache_consumer(-1)
+        if plan.draft:
+            drafted = [states[i].drafted for i, _ in plan.draft]
+            self.drafter.run(batch, plan.draft, drafted, pending)
+            account.drafted(self.views.budget, plan.draft)
+            for i, count in plan.draft:
+                states[i].drafted += count
+        emission = Emission(batch, pending, self.config.verify_width)
+        if plan.verify:
+            self._verify(batch, plan, states, pending, emission)
+        if plan.plain:
+            self._decode_plainly(batch, plan.plain, states, pending, emission)
+        self._accounts.append(account)
+        return emission.result(batch, on_publish)
+
+    def _prepare(self, req: Req, state: RequestState, committed: int) -> str | None:
+        """Give a request its draft view, or say why this step decodes it plainly."""
+        if state.obstacle is not None:
+            return state.obstacle
+        if state.view is None:
+            if committed < self.config.min_context_tokens:
+                return SHORT_CONTEXT
+            if state.memory_generation == self.pool.allocator.generation:
+                return NO_DRAFT_MEMORY
+            path = self.tree_cache.path_of(req)
+            window = self.capture.take(req.rid)
+            state.view = self.views.open(state.row, path, committed, window)
+        elif (
+            state.drafted == 0
+            and state.view.tail_tokens(committed) > self.config.fold_tail_tokens
+            and not self.views.fold(state.view, committed)
+        ):
+            self._close_view(state)
+        if state.view is not None and not self.views.reserve(
+            state.view, state.view.length(committed) + self.config.verify_width
+        ):
+            self._close_view(state)
+        if state.view is None:
+            state.memory_generation = self.pool.allocator.generation
+            return NO_DRAFT_MEMORY
+        return None
+
+    def _close_view(self, state: RequestState) -> None:
+        self.views.close(state.view)
+        state.view, state.drafted = None, 0
+
+    def _plan(
+        self,
+        batch: ScheduleBatch,
+        states: Sequence[RequestState],
+        reasons: list[str | None],
+        committed: Sequence[int],
+    ) -> RoundPlan:
+        candidates = []
+        for i, (req, state) in enumerate(zip(batch.reqs, states, strict=True)):
+            remaining = req.sampling_params.max_new_tokens - len(req.output_ids)
+            room = min(self.config.horizon, remaining - 1, self.max_position - committed[i])
+            if reasons[i] is None and room <= 0:
+                reasons[i] = END_OF_OUTPUT
+            candidates.append(
+                Candidate(i, reasons[i] is None, state.drafted, room, state.group)
+            )
+        self._step += 1
+        return plan_step(
+            candidates, self._step, self.config.horizon, self.config.stagger_groups
+        )
+
+    def _verify(self, batch, plan: RoundPlan, states, pending, emission: Emission) -> None:
+        indices = [i for i, _ in plan.verify]
+        index = torch.tensor(indices, device=batch.seq_lens.device)
+        drafted = [count for _, count in plan.verify]
+        verified = self.verifier.run(batch, index, indices, drafted, pending)
+        emission.add_verified(index, verified)
+        width = verified.tokens.shape[1]
+        column = torch.arange(width, device=index.device)
+        kept = column < verified.yields[:, None]
+        self._commit(batch, index, column[None], kept, verified.source_slots)
+        for i in indices:
+            states[i].drafted = 0
+
+    def _decode_plainly(self, batch, indices, states, pending, emission: Emission) -> None:
+        index = torch.tensor(indices, device=batch.seq_lens.device)
+        step = decode_plainly(self.target_worker, batch, index, indices, pending)
+        emission.add_plain(index, indices, step)
+        viewed = [n for n, i in enumerate(indices) if states[i].view is not None]
+        if viewed:
+            part = torch.tensor(viewed, device=index.device)
+            column = torch.zeros((1, 1), dtype=torch.int64, device=index.device)
+            kept = torch.ones((len(viewed), 1), dtype=torch.bool, device=index.device)
+            self._commit(batch, index[part], column, kept, step.source_slots[part, None])
+            for n in viewed:
+                states[indices[n]].drafted = 0
+
+    def _commit(self, batch, index, column, kept, source_slots) -> None:
+        """Exact KV of the tokens just read into the tails, where ``kept``."""
+        requests = batch.req_pool_indices[index]
+        lengths = batch.seq_lens[index] + self.rows.offsets[requests]
+        targets = self.rows.table[requests[:, None], lengths[:, None] + column].to(torch.int64)
+        targets = torch.where(kept, targets, torch.zeros_like(targets))
+        commit_rows(
+            self.full.keys,
+            self.full.values,
+            source_slots.flatten(),
+            self.pool.storage,
+            targets.flatten(),
+        )
+
+    def on_verify_complete_cpu(
+        self, num_correct_drafts_per_req: list[int], batch_size: int = 0
+    ) -> None:
+        """SGLang read a step's yields back; results come in the order of the steps."""
+        self._accounts.popleft().settle(num_correct_drafts_per_req, self.requests.total)
+
+    def clear_cache_pool(self) -> None:
+        """flush_cache: the tree has dropped its spans; nothing else of ours outlives requests."""
+
+    def status(self) -> dict[str, Any]:
+        """For the info endpoint."""
+        allocator = self.pool.allocator
+        status = {
+            "config": self.config.describe(),
+            "draft_pool": {
+                "tokens": allocator.total,
+                "used_tokens": allocator.used,
+                "bytes": self.pool.storage.row_bytes * allocator.total,
+                "format": self.pool.storage.format.name,
+            },
+        }
+        if self.requests is None:
+            return status
+        spans = self.tree_cache.spans
+        return status | {
+            "spans": {"owned": len(spans), "owned_tokens": spans.rows, **vars(spans.counters)},
+            "requests": len(self.requests),
+            "totals": self.requests.total.describe()
+            | {"draft_rows_limit_exceeded": self.requests.total.draft_rows_limit_exceeded},
+        }
