@@ -42,6 +42,7 @@ def server_hooks() -> tuple[Hook, ...]:
     from sglang_vericache.hooks import (
         decode_reserve,
         finish_state,
+        grammar,
         internal_state,
         logits_processor,
         output_streamer,
@@ -51,6 +52,7 @@ def server_hooks() -> tuple[Hook, ...]:
     return (
         *decode_reserve.HOOKS,
         *finish_state.HOOKS,
+        *grammar.HOOKS,
         *internal_state.HOOKS,
         *logits_processor.HOOKS,
         *output_streamer.HOOKS,

@@ -1,0 +1,105 @@
+"""``python -m sglang_vericache.demo``: the same requests with and without the flag, on a CPU."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from sglang_vericache.demo import DemoError
+from sglang_vericache.demo.comparison import Run, as_json, differences, summary, table
+from sglang_vericache.demo.model import default_cache_dir, prepare_model
+from sglang_vericache.demo.programs import REQUESTS, Record, run_workload
+from sglang_vericache.demo.server import Server, reach_directly
+
+# Both servers get the same pool, so that cached tokens and evictions can be compared.
+POOL_TOKENS = 16000
+_VERICACHE = "vericache"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m sglang_vericache demo", description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all records to FILE")
+    arguments = parser.parse_args(argv)
+    # SIGTERM as an exception, so that a terminated demo stops its servers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        return _run(arguments.json)
+    except DemoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(json_file: Path | None) -> int:
+    started = time.monotonic()
+    cache = default_cache_dir()
+    model = prepare_model(cache)
+    reach_directly()
+    tokenizer = _tokenizer(model)
+    pool = ("--max-total-tokens", str(POOL_TOKENS))
+    reference = Server(
+        "reference",
+        model,
+        cache / "demo-reference.log",
+        pool,
+        {"SGLANG_PLUGINS": "none"},  # not even loaded: an unmodified SGLang
+    )
+    reference_run = _measure(reference, tokenizer)
+    ours = Server(_VERICACHE, model, cache / "demo-vericache.log", (*pool, "--enable-vericache"))
+    our_run = _measure(ours, tokenizer)
+
+    if json_file is not None:
+        content = as_json(reference_run, our_run)
+        json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(table(reference_run, our_run))
+    print()
+    print(summary(reference_run, our_run))
+    print(f"whole demo          {time.monotonic() - started:.0f} s")
+    problems = differences(reference_run, our_run)
+    for problem in problems:
+        print(f"\n{problem}")
+    print(
+        "\nA CPU run shows that the outputs are the same and how much of the KV cache is read; "
+        "its seconds say nothing about speed on a GPU."
+    )
+    return 1 if problems else 0
+
+
+def _measure(server: Server, tokenizer) -> Run:
+    records: list[Record] = []
+    with server:
+        before = _spans(server)
+        started = time.monotonic()
+        with tqdm(total=REQUESTS, desc=f"asking the {server.name} server", unit="request") as bar:
+
+            def on_record(record: Record) -> None:
+                records.append(record)
+                bar.update()
+
+            run_workload(server.url, tokenizer, on_record)
+        seconds = time.monotonic() - started
+        after = _spans(server)
+    spans = after and {name: value - (before or {}).get(name, 0) for name, value in after.items()}
+    return Run(records, server.peak_memory_bytes, seconds, spans)
+
+
+def _spans(server: Server) -> dict[str, int] | None:
+    """The plugin's span counters; none before its first batch, or without it."""
+    return server.info().get(_VERICACHE, {}).get("spans")
+
+
+def _tokenizer(model: Path):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

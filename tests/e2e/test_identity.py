@@ -1,0 +1,88 @@
+"""The same tokens as SGLang without the flag, and drafting that really happened.
+
+Each test is one server with its own way of drafting, given the same calls as the reference.
+"""
+
+from __future__ import annotations
+
+import pytest
+from compare import Verdict, judge
+from conftest import DRAFT_FLAGS, Reference
+from servers import server
+
+pytestmark = pytest.mark.e2e
+
+# The share of decode tokens that must come from rounds, and the drafts that must stand in one.
+LEAST_ROUND_SHARE, LEAST_ACCEPTED = 0.8, 2.0
+
+
+def run_ours(reference: Reference, log, flags=(), env=None):
+    """Verdict and the server's status after the reference's phases."""
+    flags = (*reference.flags, *DRAFT_FLAGS, *flags)
+    with server(reference.model, log, flags, env) as client:
+        answers = client.run(reference.phases, reference.answers)
+        status = client.status()
+    verdict = judge(reference.calls, reference.answers, answers)
+    print(f"\n{verdict.summary()}\n" + "\n".join(verdict.near_ties))
+    return answers, verdict, status
+
+
+def assert_same(verdict: Verdict) -> None:
+    assert verdict.compared > 0
+    assert not verdict.mismatches, "\n".join(verdict.mismatches)
+    assert not verdict.problems, "\n".join(verdict.problems)
+
+
+def assert_drafted(verdict: Verdict, status, least_accepted=LEAST_ACCEPTED) -> None:
+    assert verdict.round_share >= LEAST_ROUND_SHARE, verdict.summary()
+    assert verdict.accepted_per_round >= least_accepted, verdict.summary()
+    assert status["totals"]["draft_rows_limit_exceeded"] == 0
+    assert status["requests"] == 0
+    # Nothing but spans on the tree outlives the requests.
+    assert status["draft_pool"]["used_tokens"] == status["spans"]["owned_tokens"]
+
+
+def test_tiny_snapkv(tiny_reference, logs):
+    """The main path: chunked prefill, prefixes, turns, stops, streams, plain features."""
+    answers, verdict, status = run_ours(
+        tiny_reference, logs / "tiny-snapkv.log", ("--vericache-horizon", "8")
+    )
+    assert_same(verdict)
+    assert_drafted(verdict, status)
+    spans = status["spans"]
+    assert spans["built"] > 0 and spans["reused"] > 0
+    assert spans["scored_with_computed"] > 0
+    for name, answer in answers.items():
+        if answer.chunks:
+            assert all(size > 0 for size in answer.chunks), f"{name}: an empty chunk"
+            assert max(answer.chunks) > 1, f"{name}: a round's tokens came one by one"
+
+
+def test_tiny_keydiff_staggered_retracted_small_pool(tiny_reference, logs):
+    """Steps that accept nothing, retraction at every few steps, spans evicted for memory."""
+    answers, verdict, status = run_ours(
+        tiny_reference,
+        logs / "tiny-stagger.log",
+        (
+            *("--vericache-compressor", "keydiff", "--vericache-stagger", "3"),
+            *("--vericache-horizon", "6", "--vericache-fold-tail", "70"),
+            *("--vericache-draft-memory", "5MiB"),
+        ),
+        {
+            "SGLANG_TEST_RETRACT": "1",
+            "SGLANG_TEST_RETRACT_INTERVAL": "17",
+            "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": "python",
+        },
+    )
+    assert_same(verdict)
+    assert status["totals"]["draft_rows_limit_exceeded"] == 0
+    assert status["spans"]["evicted"] > 0
+    assert status["spans"]["folded"] > 0
+    assert verdict.accepted > 0 and verdict.rounds > 0
+
+
+def test_real_model(real_reference, logs):
+    """The defaults on a real model and real text."""
+    _, verdict, status = run_ours(real_reference, logs / "real.log")
+    assert_same(verdict)
+    assert_drafted(verdict, status)

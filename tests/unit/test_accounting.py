@@ -1,0 +1,112 @@
+"""StepAccount: rows and tokens of a scheduler step, counted by hand in the tests."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sglang_vericache.compressors.budget import Budget
+from sglang_vericache.metrics import DraftCounters
+from sglang_vericache.pool.allocator import SlotAllocator
+from sglang_vericache.pool.span import Span
+from sglang_vericache.rounds.accounting import StepAccount
+from sglang_vericache.rounds.policy import RoundPlan
+from sglang_vericache.rounds.request_state import RequestState
+from sglang_vericache.tree.view import DraftView
+
+BUDGET = Budget(0.2, None)
+
+
+def state(span_rows: int = 268, tail_start: int = 1000, drafted: int = 0) -> RequestState:
+    """A request whose spans keep ``span_rows`` of its first ``tail_start`` tokens."""
+    allocator = SlotAllocator(0, "cpu")
+    span = Span(0, tail_start, torch.zeros(span_rows, dtype=torch.int64), "path", allocator)
+    counters = DraftCounters()
+    return RequestState("r", 1, None, 0, counters, DraftView(1, [span]), drafted)
+
+
+def account(states, committed, reasons=None, plain=(), draft=(), verify=()) -> StepAccount:
+    plan = RoundPlan(tuple(plain), tuple(draft), tuple(verify))
+    return StepAccount(states, committed, reasons or [None] * len(states), plan)
+
+
+def test_a_round():
+    """Catches rows that are one off. 1010 committed tokens, 268 rows of spans, 10 of the tail:
+    drafts read 279, 280 and 281 rows, the verify pass 1010 + 4; three tokens come out, for which
+    plain decoding would have read 1011, 1012 and 1013."""
+    request, total = state(), DraftCounters()
+    step = account([request], [1010], draft=[(0, 3)], verify=[(0, 3)])
+    step.drafted(BUDGET, [(0, 3)])
+    step.settle([3], total)
+    for counters in (request.counters, total):
+        assert (counters.rounds, counters.drafted, counters.accepted) == (1, 3, 2)
+        assert counters.rows_read == (279 + 280 + 281) + 1014
+        assert counters.rows_full == 1011 + 1012 + 1013
+        assert counters.draft_rows_limit_exceeded == 0
+        assert counters.tokens == 3
+
+
+def test_drafting_over_several_steps():
+    """Catches tokens drafted in earlier steps that are left out of the view's length."""
+    request, total = state(drafted=8), DraftCounters()
+    step = account([request], [1010], draft=[(0, 2)])
+    step.drafted(BUDGET, [(0, 2)])
+    step.settle([0], total)
+    assert total.rows_read == 287 + 288
+    assert (total.rounds, total.accepted, total.rows_full, total.tokens) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(("tokens", "accepted"), [(1, 0), (5, 4)], ids=["none", "all"])
+def test_accepted_leaves_the_full_models_token_out(tokens, accepted):
+    """Catches an acceptance that can exceed what was drafted, or fall below nothing."""
+    request, total = state(), DraftCounters()
+    step = account([request], [1010], verify=[(0, 4)])
+    step.settle([tokens], total)
+    assert (total.drafted, total.accepted, total.round_tokens) == (4, accepted, tokens)
+
+
+def test_plain_step():
+    """Catches plain tokens without their reason, or counted as drafted."""
+    request, total = state(), DraftCounters()
+    account([request], [700], ["grammar"], plain=[0]).settle([1], total)
+    assert total.plain == {"grammar": 1}
+    assert (total.rows_read, total.rows_full) == (701, 701)
+    assert (total.rounds, total.drafted, total.accepted, total.tokens) == (0, 0, 0, 1)
+
+
+def test_requests_are_kept_apart():
+    """Catches a batch whose requests are charged with each other's rows."""
+    requests, total = [state(), state(), state()], DraftCounters()
+    step = account(
+        requests,
+        [1010, 2000, 50],
+        [None, None, "short_context"],
+        plain=[2],
+        draft=[(1, 1), (0, 2)],
+        verify=[(1, 1)],
+    )
+    step.drafted(BUDGET, [(1, 1), (0, 2)])
+    step.settle([0, 2, 1], total)
+    first, second, third = (request.counters for request in requests)
+    assert (first.rows_read, first.rows_full, first.tokens) == (279 + 280, 0, 0)
+    assert (second.rows_read, second.rows_full) == (268 + 1000 + 1 + 2002, 2001 + 2002)
+    assert (second.drafted, second.accepted) == (1, 1)
+    assert (third.rows_read, third.rows_full, third.plain) == (51, 51, {"short_context": 1})
+    assert total.tokens == 0 + 2 + 1
+    assert total.rows_read == first.rows_read + second.rows_read + third.rows_read
+
+
+@pytest.mark.parametrize(("rows", "exceeded"), [(267, 0), (268, 0), (269, 3)])
+def test_a_view_beyond_its_limit_is_reported(rows, exceeded):
+    """Catches a watchdog that never barks: 1000 tokens at 0.2 may fill 200 + 68 rows."""
+    request, total = state(span_rows=rows), DraftCounters()
+    step = account([request], [1010], draft=[(0, 3)])
+    step.drafted(BUDGET, [(0, 3)])
+    step.settle([0], total)
+    assert total.draft_rows_limit_exceeded == exceeded
+
+
+def test_every_request_needs_its_yield():
+    """Catches yields of another step, which would be booked on the wrong requests."""
+    with pytest.raises(ValueError):
+        account([state(), state()], [10, 10]).settle([1], DraftCounters())

@@ -1,0 +1,102 @@
+"""The budget of a path: shares add up, and nothing ever exceeds the limit."""
+
+from __future__ import annotations
+
+import math
+import random
+from fractions import Fraction
+
+import pytest
+
+from sglang_vericache.compressors.budget import ALWAYS_KEPT_TOKENS, Budget
+from sglang_vericache.config import RECENT_TOKENS, SINK_TOKENS, VeriCacheConfig
+
+RATIOS = ("0.001", "0.05", "0.07", "0.1", "0.2", "0.333", "0.5", "0.9", "1")
+BUDGETS = [pytest.param(Budget(float(ratio), None), id=f"ratio-{ratio}") for ratio in RATIOS]
+BUDGETS += [pytest.param(Budget(None, n), id=f"tokens-{n}") for n in (1, 30, 68, 500, 100_000)]
+LENGTHS = (1, 2, 3, 4, 63, 64, 67, 68, 69, 100, 511, 512, 1000, 4097, 131_072)
+
+
+def test_comes_from_the_config():
+    """Catches a ratio that stays in force beside the tokens."""
+    assert Budget.of(VeriCacheConfig(keep_ratio=0.3)).asked_rows(100) == 30
+    assert Budget.of(VeriCacheConfig(keep_ratio=None, keep_tokens=7)).asked_rows(100) == 7
+
+
+@pytest.mark.parametrize(
+    ("budget", "tokens", "asked", "path", "limit"),
+    [
+        (Budget(0.2, None), 1000, 200, 200, 268),
+        (Budget(0.2, None), 1001, 201, 201, 269),
+        (Budget(0.2, None), 100, 20, 68, 88),
+        (Budget(0.2, None), 50, 10, 50, 50),
+        (Budget(1.0, None), 1000, 1000, 1000, 1000),
+        (Budget(None, 300), 1000, 300, 300, 368),
+        (Budget(None, 300), 200, 200, 200, 200),
+        (Budget(None, 5), 1000, 5, 68, 73),
+    ],
+)
+def test_by_hand(budget, tokens, asked, path, limit):
+    """Catches a sink or recent token that is counted twice or not at all."""
+    assert (SINK_TOKENS, RECENT_TOKENS, ALWAYS_KEPT_TOKENS) == (4, 64, 68)
+    assert budget.asked_rows(tokens) == asked
+    assert budget.path_rows(tokens) == path
+    assert budget.limit_rows(tokens) == limit
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_ratio_is_taken_as_written(ratio):
+    """Catches the dust of binary fractions: 0.07 of 100 tokens is 7, not 8."""
+    wrong = {
+        tokens: Budget(float(ratio), None).asked_rows(tokens)
+        for tokens in range(1, 2000)
+        if Budget(float(ratio), None).asked_rows(tokens) != math.ceil(Fraction(ratio) * tokens)
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize("tokens", LENGTHS)
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_rows_fit_the_path_and_the_limit(budget, tokens):
+    """Catches a selection that asks for more tokens than there are, or more than rows are wide."""
+    assert 1 <= budget.asked_rows(tokens) <= tokens
+    assert budget.asked_rows(tokens) <= budget.path_rows(tokens) <= budget.limit_rows(tokens)
+    assert min(tokens, ALWAYS_KEPT_TOKENS) <= budget.path_rows(tokens)
+    assert budget.limit_rows(tokens) <= tokens
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_limit_grows_with_the_path(budget):
+    """Catches draft rows sized for the longest context that a shorter one overflows."""
+    limits = [budget.limit_rows(tokens) for tokens in LENGTHS]
+    assert limits == sorted(limits)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_shares_of_a_ratio_add_up(ratio):
+    """Catches shares that lose rows at the seams, or grow with the number of parts by more than
+    rounding up costs: one row for the part and one for the path that it ends."""
+    budget, rng = Budget(float(ratio), None), random.Random(1)
+    for end in LENGTHS[1:]:
+        cuts = sorted(rng.sample(range(1, end), min(end - 1, rng.randint(1, 6))))
+        bounds = list(zip([0, *cuts], [*cuts, end], strict=True))
+        shares = [budget.interval_rows(start, stop) for start, stop in bounds]
+        asked = budget.asked_rows(end)
+        assert asked <= sum(shares) < asked + 2 * len(bounds)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_share_is_proportional(budget):
+    """Catches a share of the wrong whole: [start, end) gets its part of what [0, end) asks for."""
+    rng = random.Random(2)
+    for end in LENGTHS[1:]:
+        start = rng.randrange(end)
+        share = Fraction(budget.asked_rows(end) * (end - start), end)
+        assert budget.interval_rows(start, end) == math.ceil(share) <= end - start
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_share_of_everything_is_what_is_asked(budget):
+    """Catches a whole path that is treated unlike the sum of its parts."""
+    for end in LENGTHS:
+        assert budget.interval_rows(0, end) == budget.asked_rows(end)

@@ -1,0 +1,72 @@
+"""Counters: sums, derived numbers and what the response field shows."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import fields
+from types import SimpleNamespace
+
+from sglang_vericache.metrics import DraftCounters, counters_of
+
+
+def sample(factor: int = 1) -> DraftCounters:
+    return DraftCounters(
+        rounds=2 * factor,
+        drafted=20 * factor,
+        accepted=13 * factor,
+        plain=Counter(short_context=3 * factor, grammar=1 * factor),
+        rows_read=100 * factor,
+        rows_full=900 * factor,
+        draft_rows_limit_exceeded=5 * factor,
+    )
+
+
+def test_tokens():
+    """Catches the full model's own token of each round left out: 13 accepted + 2 + 4 plain."""
+    assert sample().round_tokens == 15
+    assert sample().tokens == 19
+
+
+def test_add_sums_every_field():
+    """Catches a new counter that `add` forgets; the other side must stay as it is."""
+    total, other = sample(2), sample(1)
+    total.add(other)
+    for field in fields(DraftCounters):
+        assert getattr(total, field.name) == getattr(sample(3), field.name), field.name
+        assert getattr(other, field.name) == getattr(sample(1), field.name), field.name
+
+
+def test_add_keeps_reasons_apart():
+    """Catches a counter of reasons that is shared or replaced instead of summed."""
+    total = DraftCounters(plain=Counter(sampling=1))
+    total.add(sample())
+    total.add(sample())
+    assert total.plain == {"sampling": 1, "short_context": 6, "grammar": 2}
+
+
+def test_describe():
+    """Catches values that JSON does not know, and a division by zero before the first round."""
+    shown = json.loads(json.dumps(sample().describe()))
+    assert shown["tokens_per_round"] == 7.5
+    assert shown["plain"] == {"short_context": 3, "grammar": 1}
+    assert (shown["rounds"], shown["drafted"], shown["accepted"]) == (2, 20, 13)
+    assert (shown["rows_read"], shown["rows_full"]) == (100, 900)
+    assert DraftCounters().describe()["tokens_per_round"] is None
+
+
+def test_describe_is_a_snapshot():
+    """Catches a finished request's response that changes with later counting."""
+    counters = sample()
+    shown = counters.describe()
+    counters.plain["grammar"] += 10
+    assert shown["plain"]["grammar"] == 1
+
+
+def test_counters_live_with_the_request():
+    """Catches counters lost on retraction, and counters shared between requests."""
+    first, second = SimpleNamespace(), SimpleNamespace()
+    counters_of(first).rounds += 1
+    counters_of(first).plain["grammar"] += 1
+    assert counters_of(first).rounds == 1
+    assert (counters_of(second).rounds, counters_of(second).plain) == (0, {})

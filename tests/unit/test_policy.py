@@ -1,0 +1,146 @@
+"""The plan of a scheduler step: everybody moves, nobody starves, rooms are respected."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from sglang_vericache.rounds.policy import Candidate, plan_step
+
+HORIZON = 16
+
+
+def candidate(index=0, drafts=True, drafted=0, room=HORIZON, group=0) -> Candidate:
+    return Candidate(index, drafts, drafted, room, group)
+
+
+@pytest.mark.parametrize(
+    ("who", "step", "groups", "plain", "draft", "verify"),
+    [
+        pytest.param([candidate()], 0, 1, (), ((0, 16),), ((0, 16),), id="one-group"),
+        pytest.param([candidate(room=3)], 5, 1, (), ((0, 3),), ((0, 3),), id="little-room"),
+        pytest.param([candidate(room=0)], 0, 1, (0,), (), (), id="no-room"),
+        pytest.param([candidate(room=-2)], 0, 1, (0,), (), (), id="less-than-no-room"),
+        pytest.param([candidate(drafts=False)], 0, 1, (0,), (), (), id="cannot-draft"),
+        pytest.param(
+            [candidate(0), candidate(1, drafts=False), candidate(2, room=5)],
+            0,
+            1,
+            (1,),
+            ((0, 16), (2, 5)),
+            ((0, 16), (2, 5)),
+            id="mixed",
+        ),
+        pytest.param(
+            [candidate(0, group=0), candidate(1, group=1)],
+            0,
+            2,
+            (),
+            ((0, 8), (1, 8)),
+            ((0, 8),),
+            id="turn-of-group-0",
+        ),
+        pytest.param(
+            [candidate(0, group=0), candidate(1, group=1, drafted=8)],
+            1,
+            2,
+            (),
+            ((0, 8), (1, 8)),
+            ((1, 16),),
+            id="turn-of-group-1",
+        ),
+        pytest.param(
+            [candidate(0, group=0, drafted=12, room=14)],
+            0,
+            3,
+            (),
+            ((0, 2),),
+            ((0, 14),),
+            id="rest-of-the-room",
+        ),
+        pytest.param(
+            [candidate(0, group=1, drafted=16), candidate(1, group=1, drafted=5, room=5)],
+            0,
+            2,
+            (),
+            (),
+            ((0, 16), (1, 5)),
+            id="nobody-would-move",
+        ),
+        pytest.param(
+            [candidate(0, group=1, drafted=16), candidate(1, drafts=False)],
+            0,
+            2,
+            (1,),
+            (),
+            (),
+            id="somebody-moves",
+        ),
+        pytest.param([], 0, 2, (), (), (), id="empty-batch"),
+    ],
+)
+def test_table(who, step, groups, plain, draft, verify):
+    """Catches a share that is not a group's part of the horizon, a count beyond the room, and the
+    deadlock in which all wait for a turn that an empty group holds."""
+    plan = plan_step(who, step, HORIZON, groups)
+    assert (plan.plain, plan.draft, plan.verify) == (plain, draft, verify)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_a_running_batch(groups, seed):
+    """Catches, over many steps with rooms that shrink: a request in two places at once, a plain
+    one that sits out, one that drafts past its room, and one that waits longer than its turn."""
+    rng = random.Random(seed)
+    horizon = rng.choice([1, 2, 5, 16])
+    requests = [
+        {"drafts": rng.random() < 0.8, "left": rng.randint(1, 60), "group": rng.randrange(groups)}
+        | {"drafted": 0, "verified_at": -1}
+        for _ in range(rng.randint(1, 7))
+    ]
+    for step in range(60):
+        running = [r for r in requests if r["left"] > 0]
+        candidates = [
+            Candidate(i, r["drafts"], r["drafted"], min(horizon, r["left"] - 1), r["group"])
+            for i, r in enumerate(running)
+        ]
+        plan = plan_step(candidates, step, horizon, groups)
+        drafting = {c.index for c in candidates if c.drafts and c.room > 0}
+        draft, verify = dict(plan.draft), dict(plan.verify)
+        assert sorted(plan.plain) == sorted(set(range(len(running))) - drafting)
+        assert len(draft) == len(plan.draft) and len(verify) == len(plan.verify)
+        assert set(draft) | set(verify) <= drafting
+        assert not running or plan.plain or draft or verify, "nobody moves"
+        for i, r in enumerate(running):
+            if i in plan.plain:
+                r["left"] -= 1
+                r["verified_at"] = step
+                continue
+            r["drafted"] += draft.get(i, 0)
+            assert draft.get(i, 1) > 0
+            assert 0 < r["drafted"] <= candidates[i].room
+            if i in verify:
+                assert verify[i] == r["drafted"]
+                r["left"] -= rng.randint(1, r["drafted"] + 1)
+                r["drafted"], r["verified_at"] = 0, step
+            assert step - r["verified_at"] < groups, "starves"
+
+
+@pytest.mark.parametrize("groups", [2, 3])
+def test_one_group_verifies_at_a_time(groups):
+    """Catches verifies of all groups in one step, which staging memory has no room for."""
+    who = [candidate(i, group=i % groups) for i in range(3 * groups)]
+    for step in range(2 * groups):
+        verified = {i % groups for i, _ in plan_step(who, step, HORIZON, groups).verify}
+        assert verified == {step % groups}
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 5])
+def test_a_full_horizon_is_drafted_between_turns(groups):
+    """Catches shares that are rounded down, which would shorten every round."""
+    drafted = 0
+    for step in range(1, groups + 1):
+        plan = plan_step([candidate(group=0, drafted=drafted)], step, HORIZON, groups)
+        drafted += dict(plan.draft).get(0, 0)
+    assert dict(plan.verify) == {0: HORIZON}

@@ -1,0 +1,87 @@
+"""How large the draft pool and its rows are, beside a main pool."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sglang_vericache.compressors.budget import Budget
+from sglang_vericache.config import VeriCacheConfig, VeriCacheConfigError
+from sglang_vericache.pool.sizing import automatic_slots, create_pool, create_rows, least_slots
+
+LAYERS, HEADS, DIM = 3, 2, 8
+# Key and value of one token in float32.
+ROW_BYTES = LAYERS * HEADS * DIM * 2 * 4
+
+
+def main_pool(tokens: int = 4000, dtype: torch.dtype = torch.float32) -> SimpleNamespace:
+    keys = torch.zeros(tokens + 1, HEADS, DIM, dtype=dtype)
+    return SimpleNamespace(
+        size=tokens, start_layer=0, layer_num=LAYERS, get_key_buffer=lambda layer: keys
+    )
+
+
+def config(**fields) -> VeriCacheConfig:
+    return VeriCacheConfig(**({"min_context_tokens": 100, "horizon": 3} | fields))
+
+
+def test_least_is_one_request():
+    """Catches a tail that is forgotten: 68 tokens of a 100-token path, then 256 + 4."""
+    assert least_slots(config()) == 68 + 260
+
+
+@pytest.mark.parametrize("max_requests", [1, 2, 7, 1000])
+@pytest.mark.parametrize("tokens", [1, 100, 4000, 100_000])
+@pytest.mark.parametrize(
+    "budget", [{}, {"keep_ratio": None, "keep_tokens": 500}, {"keep_ratio": 1.0}], ids=str
+)
+def test_automatic_size_serves_a_full_main_pool(tokens, max_requests, budget):
+    """Catches a pool too small for one request, or for the spans of requests that fill the main
+    pool; and one that is larger than the main pool it is meant to relieve."""
+    settings = config(**budget)
+    slots = automatic_slots(settings, tokens, max_requests)
+    assert slots >= least_slots(settings)
+    requests = max(1, min(max_requests, tokens // settings.min_context_tokens))
+    assert slots >= requests * Budget.of(settings).path_rows(tokens // requests)
+    assert slots <= max(tokens + tokens // 4, least_slots(settings))
+
+
+def test_given_memory_is_used_and_not_exceeded():
+    """Catches bytes of one layer, head or part taken for all."""
+    pool = create_pool(config(draft_memory_bytes=500 * ROW_BYTES + 17), main_pool(), 4)
+    assert pool.slots == pool.allocator.total == 500
+    used = sum(t[:, 1:].numel() * t.element_size() for t in pool.storage.tensors.values())
+    assert used == 500 * ROW_BYTES
+
+
+def test_too_little_memory_gives_a_sentence():
+    """Catches a server that starts and then never drafts."""
+    with pytest.raises(VeriCacheConfigError) as error:
+        create_pool(config(draft_memory_bytes=327 * ROW_BYTES), main_pool(), 4)
+    message = str(error.value)
+    assert message.startswith("--vericache-draft-memory is too small")
+    assert "327 tokens" in message and "needs 328" in message
+    assert "--vericache-min-context" in message and "MiB" in message
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_pool_looks_like_the_main_one(dtype):
+    """Catches a dtype or a shape that model code would not accept in the main pool's place."""
+    pool = create_pool(config(), main_pool(dtype=dtype), 4)
+    keys, values = pool.get_kv_buffer(2)
+    assert keys.shape == values.shape == (pool.slots + 1, HEADS, DIM)
+    assert keys.dtype == values.dtype == pool.dtype == dtype
+    keys[5] = 1
+    assert (pool.storage.read(2, torch.tensor([5]))[0] == 1).all(), "the buffer is the storage"
+
+
+@pytest.mark.parametrize("budget", [{}, {"keep_ratio": None, "keep_tokens": 500}], ids=str)
+def test_rows_hold_the_longest_context(budget):
+    """Catches a row that overflows just before the context is full."""
+    settings = config(**budget)
+    rows = create_rows(settings, torch.zeros(6, 2000, dtype=torch.int32))
+    assert rows.table.shape[0] == 6
+    for committed in (1, 68, 500, 1999, 2000):
+        assert rows.width >= Budget.of(settings).limit_rows(committed) + settings.tail_capacity

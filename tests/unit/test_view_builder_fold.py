@@ -1,0 +1,243 @@
+"""Folding a long tail, and drafting from what results."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from view_fakes import DIM, HEADS, LAYERS, RECENT, World, each_head
+
+from sglang_vericache.kernels.draft_attention import draft_attention
+
+# float32 sums over at most 8 dimensions and 700 rows, compared with float64.
+TOLERANCE = 5e-6
+
+
+def grown(world: World, end: int = 500, tail: int = 150, row: int = 1, path=()):
+    """A view whose tail holds ``tail`` tokens."""
+    view = world.open(row, end, path)
+    world.commit(view, end, end + tail)
+    return view
+
+
+def test_the_tail_follows_the_spans():
+    """Catches accepted tokens written one row off, in another order or without their values."""
+    world = World()
+    view = grown(world, 500, 150)
+    for _, _, positions in each_head(world.tokens_of(view, 650)):
+        assert positions[100:] == list(range(500, 650))
+    assert world.held([view]) == world.used == view.capacity
+
+
+def test_fold_keeps_the_recent_tokens_in_order():
+    """Catches recent tokens that are compressed or reordered, an older part that is dropped or
+    exceeds its share, and slots of the folded part that are not given back."""
+    world = World()
+    view = grown(world, 500, 150)
+    before = world.tokens_of(view, 650)
+    spare = view.capacity - view.length(650)
+    assert world.views.fold(view, 650)
+    share = -(-(-(-586 // 5)) * 86 // 586)  # a fifth of 586 tokens, and of that 86 of 586
+    assert [(s.start, s.end, s.rows) for s in view.spans] == [(0, 500, 100), (500, 586, share)]
+    assert view.length(650) == 100 + share + RECENT
+    assert world.rows.offsets[1] == view.length(650) - 650
+    for layer, head, positions in each_head(world.tokens_of(view, 650)):
+        assert positions[:100] == before[layer][head][:100], "the span is immutable"
+        folded = positions[100 : 100 + share]
+        assert folded == sorted(set(folded)) and set(folded) <= set(range(500, 586))
+        assert positions[100 + share :] == list(range(586, 650))
+    assert view.capacity == view.length(650) + spare
+    assert world.held([view]) == world.used == view.capacity
+    assert (world.counters.built, world.counters.folded) == (1, 1)
+    world.views.close(view)
+    assert world.used == 0
+
+
+def test_fold_keeps_what_differs_most():
+    """Catches a fold that scores other rows than the tail's, or gathers others than it scored:
+    ten keys of the folded part point away from all the rest, so KeyDiff must keep them."""
+    world = World()
+    odd = [501, 502, 520, 533, 534, 535, 550, 561, 577, 585]
+    for keys in world.full.keys:
+        keys[world.full.slots(1, 500, 650)] = 1 + 0.01 * torch.randn(150, HEADS, DIM)
+        keys[world.full.row_table[1, odd].long()] *= -1
+    view = grown(world, 500, 150)
+    assert world.views.fold(view, 650)
+    assert view.spans[1].rows >= len(odd)
+    for _, _, positions in each_head(world.tokens_of(view, 650)):
+        assert set(odd) <= set(positions[100 : view.span_rows])
+
+
+def test_drafting_goes_on_after_a_fold():
+    """Catches a view whose length and slots no longer agree once the next tokens arrive."""
+    world = World()
+    view = grown(world, 500, 150)
+    assert world.views.fold(view, 650)
+    world.commit(view, 650, 710)
+    assert world.views.fold(view, 710)
+    world.commit(view, 710, 715)
+    for _, _, positions in each_head(world.tokens_of(view, 715)):
+        assert positions[view.span_rows :] == list(range(646, 715))
+    assert [(s.start, s.end) for s in view.spans] == [(0, 500), (500, 586), (586, 646)]
+    assert world.held([view]) == world.used == view.capacity
+
+
+def test_fold_without_room_in_the_budget_selects_all_anew():
+    """Catches views that grow past the row limit fold by fold, and old spans that are kept."""
+    world = World(keep_ratio=None, keep_tokens=200)
+    view = grown(world, 400, 164)
+    end, rebuilt = 564, False
+    for _ in range(4):
+        assert world.views.fold(view, end)
+        assert view.span_rows <= world.views.budget.limit_rows(end - RECENT)
+        assert view.tail_start == end - RECENT
+        for _, _, positions in each_head(world.tokens_of(view, end)):
+            assert positions == sorted(set(positions)), "no token twice, in path order"
+            assert positions[view.span_rows :] == list(range(end - RECENT, end))
+        assert world.held([view]) == world.used == view.capacity
+        rebuilt |= len(view.spans) == 1
+        world.commit(view, end, end + 100)
+        end += 100
+    assert rebuilt, "the budget never ran out"
+    world.views.close(view)
+    assert world.used == 0
+
+
+def test_selecting_anew_keeps_sinks_and_recent_tokens():
+    """Catches a rebuild with the fold's rule, which keeps no recent tokens of its own."""
+    world = World(keep_ratio=None, keep_tokens=1)
+    view = grown(world, 500, 164)
+    for end in (664, 764, 864, 964, 1064):
+        assert world.views.fold(view, end)
+        if len(view.spans) == 1:
+            break
+        world.commit(view, end, end + 100)
+    (span,) = view.spans
+    assert (span.start, span.end, span.rows) == (0, end - RECENT, 68)
+    for _, _, positions in each_head(world.tokens_of(view, end)):
+        assert positions[:68] == [0, 1, 2, 3, *range(span.end - RECENT, span.end)]
+
+
+def test_fold_of_shared_spans_leaves_the_other_view_alone():
+    """Catches a fold that writes into slots which another request reads."""
+    world = World(keep_ratio=None, keep_tokens=200)
+    path = [world.node(7, 0, 400)]
+    view = grown(world, 400, 164, path=path)
+    world.share(2, 1, 400)
+    other = world.open(2, 400, [world.node(7, 0, 400)])
+    before = world.tokens_of(other, 400)
+    for end in (564, 664, 764):
+        assert world.views.fold(view, end)
+        world.commit(view, end, end + 100)
+        assert world.tokens_of(other, 400) == before
+        assert world.held([view, other]) == world.used
+    world.views.close(view)
+    assert world.tokens_of(other, 400) == before
+    assert world.held([other]) == world.used
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"keep_ratio": None, "keep_tokens": 1}], ids=["fold", "anew"]
+)
+def test_fold_without_memory_changes_nothing(settings):
+    """Catches a view that is half folded when the pool is full: it must go on as it was, until
+    its request is sent to plain decoding."""
+    world = World(**settings)
+    view = grown(world, 500, 140)
+    if settings:
+        while len(view.spans) < 3:  # until only a selection over the whole path is left
+            assert world.views.fold(view, 640 + 40 * len(view.spans) - 40)
+            world.commit(view, 600 + 40 * len(view.spans) - 40, 640 + 40 * len(view.spans) - 40)
+    end = view.tail_start + view.capacity - view.span_rows
+    world.commit(view, end, end)
+    world.pool.allocator.take(world.pool.allocator.free_count)
+    committed = view.tail_start + 100
+    before, capacity = world.tokens_of(view, committed), view.capacity
+    assert not world.views.fold(view, committed)
+    assert world.tokens_of(view, committed) == before
+    assert (view.capacity, world.counters.no_memory) == (capacity, 1)
+    world.views.close(view)
+    assert world.used == 2000 - (world.pool.allocator.free_count)
+
+
+@pytest.mark.parametrize("folds", [0, 1, 2])
+def test_a_view_of_everything_is_full_attention(folds):
+    """Catches any token missing, doubled or out of its head, after opening and after folds: with
+    nothing left out, draft attention over the view is attention over the full KV."""
+    world = World(keep_ratio=1.0)
+    view, end = grown(world, 500, 150), 650
+    for _ in range(folds):
+        assert world.views.fold(view, end)
+        world.commit(view, end, end + 50)
+        end += 50
+    assert view.length(end) == end
+    query = torch.randn(1, 1, 2 * HEADS, DIM)
+    slots = world.full.slots(1, 0, end)
+    for layer in range(LAYERS):
+        found = draft_attention(
+            query,
+            world.pool.storage,
+            layer,
+            world.rows.table,
+            torch.tensor([1]),
+            torch.tensor([view.length(end)]),
+            world.full.scaling,
+        )
+        keys, values = world.full.keys[layer][slots], world.full.values[layer][slots]
+        for head in range(2 * HEADS):
+            q = query[0, 0, head].double().numpy()
+            logits = keys[:, head // 2].double().numpy() @ q * DIM**-0.5
+            weights = np.exp(logits - logits.max())
+            wanted = weights / weights.sum() @ values[:, head // 2].double().numpy()
+            np.testing.assert_allclose(found[0, 0, head].numpy(), wanted, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("slots", [260, 500, 1500])
+def test_random_traffic_accounts_for_every_slot(slots, seed):
+    """Catches any order of opening, growing, folding, closing, checkpoints and evictions that
+    loses a slot, frees one twice or lets two views write to one."""
+    rng = random.Random(seed)
+    world = World(slots=slots, keep_ratio=0.1)
+    for row in (2, 3, 4):
+        world.share(row, 1, 600)
+    running: dict[int, tuple] = {}
+    for _ in range(120):
+        row = rng.randint(1, 4)
+        if row not in running:
+            end = rng.choice([300, 450, 600])
+            path = [world.node(300, 0, 300, children=2)]
+            path += [world.node(600, 300, 600)] if end == 600 else []
+            view = world.open(row, end, path)
+            if view is not None:
+                running[row] = (view, end)
+        else:
+            view, end = running[row]
+            more = rng.randint(1, 40)
+            if end + more > 1100 or rng.random() < 0.1:
+                if rng.random() < 0.5:
+                    world.views.adopt(
+                        view, [world.node(row * 1000 + view.tail_start, 0, view.tail_start)]
+                    )
+                world.views.close(view)
+                del running[row]
+            elif view.tail_tokens(end) > 100:
+                if not world.views.fold(view, end):
+                    world.views.close(view)
+                    del running[row]
+            elif not world.views.reserve(view, view.length(end + more)):
+                world.views.close(view)
+                del running[row]
+            else:
+                world.commit(view, end, end + more)
+                running[row] = (view, end + more)
+        assert world.held([view for view, _ in running.values()]) == world.used
+        for view, end in running.values():
+            for _, _, positions in each_head(world.tokens_of(view, end)):
+                assert positions[view.span_rows :] == list(range(view.tail_start, end))
+    for view, _ in running.values():
+        world.views.close(view)
+    world.spans.clear()
+    assert world.used == 0

@@ -1,0 +1,59 @@
+"""QueryWindow: joining the queries of successive prefills."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sglang_vericache.compressors.window import QueryWindow
+
+
+def window(start: int, end: int) -> QueryWindow:
+    """Queries [start, end), each filled with its own position."""
+    positions = torch.arange(start, end)
+    queries = positions.float()[None, :, None, None].expand(2, -1, 3, 4)
+    return QueryWindow(queries, positions, start, end)
+
+
+def content(joined: QueryWindow) -> list[int]:
+    """Positions, after checking that every query still stands beside its own."""
+    assert torch.equal(
+        joined.queries, joined.positions.float()[None, :, None, None].expand(2, -1, 3, 4)
+    )
+    return joined.positions.tolist()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "limit", "kept"),
+    [
+        pytest.param((0, 4), (4, 7), 64, [0, 1, 2, 3, 4, 5, 6], id="all"),
+        pytest.param((0, 4), (4, 7), 5, [2, 3, 4, 5, 6], id="cut"),
+        pytest.param((0, 4), (9, 12), 5, [2, 3, 9, 10, 11], id="gap"),
+        pytest.param((0, 4), (4, 12), 3, [9, 10, 11], id="only-the-later"),
+    ],
+)
+def test_keeps_the_last_of_both(first, second, limit, kept):
+    """Catches queries cut at the wrong end, or positions cut unlike their queries."""
+    joined = window(*first).then(window(*second), limit)
+    assert content(joined) == kept
+    assert len(joined) == len(kept)
+    assert joined.end == second[1]
+
+
+@pytest.mark.parametrize("limit", [64, 5, 2], ids=["all", "cut", "only-the-later"])
+def test_start_is_the_first_position(limit):
+    """Catches a start that keeps its value when the first queries are cut off: whoever compares
+    it with the end of another window takes the two for overlapping."""
+    joined = window(0, 4).then(window(4, 7), limit)
+    assert joined.start == joined.positions[0]
+
+
+def test_must_follow():
+    """Catches the same queries counted twice."""
+    with pytest.raises(ValueError, match=r"\[3, 6\) does not follow 4"):
+        window(0, 4).then(window(3, 6), 64)
+
+
+def test_bytes():
+    """Catches an element size that is left out."""
+    assert window(0, 5).bytes == 2 * 5 * 3 * 4 * 4
