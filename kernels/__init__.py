@@ -2,3 +2,9 @@
 
 Imported as ``sglang_vericache.kernels``. Only torch and triton here.
 """
+
+if __name__ == "kernels":
+    # SGLang depends on a distribution of this name; a checkout as working directory hides it.
+    raise ImportError(
+        "this folder is sglang_vericache.kernels: start Python outside the checkout, or with -P"
+    )

@@ -1,4 +1,4 @@
-"""Commands beside the server: check, compressors, cpu-env."""
+"""Commands beside the server: check, compressors, cpu-env, demo."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ def main(argv: list[str] | None = None) -> int:
         ("cpu-env", cpu_env, "print the environment that SGLang's CPU engine needs"),
     ):
         commands.add_parser(name, help=help).set_defaults(run=function)
-    return parser.parse_args(argv).run()
+    command = commands.add_parser("demo", help="compare a small model with and without the flag")
+    command.add_argument("--json", metavar="FILE", help="write all records to FILE")
+    command.set_defaults(run=demo)
+    arguments = vars(parser.parse_args(argv))
+    del arguments["command"]
+    return arguments.pop("run")(**arguments)
 
 
 def check() -> int:
@@ -45,9 +50,7 @@ def _plugin_rows() -> list[tuple[str, str, str | None]]:
     from sglang_vericache.hooks import flag_hooks, server_hooks
 
     plugin.activate()
-    entries = [
-        e.value for e in entry_points(group="sglang.srt.plugins") if e.name == "vericache"
-    ]
+    entries = [e.value for e in entry_points(group="sglang.srt.plugins") if e.name == "vericache"]
     rows = [
         ("entry point", ", ".join(entries) or "-", None if entries else "package not installed")
     ]
@@ -83,3 +86,10 @@ def cpu_env() -> int:
         if before.get(key) != value:
             print(f"export {key}={shlex.quote(value)}")
     return 0
+
+
+def demo(json: str | None) -> int:
+    """The same requests to two CPU servers, with and without the flag."""
+    from sglang_vericache.demo.__main__ import main
+
+    return main(["--json", json] if json else [])

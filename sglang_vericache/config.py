@@ -34,7 +34,7 @@ class CompressorSpec:
         Raises:
             VeriCacheConfigError: a parameter is not of the form ``key=value``.
         """
-        name, _, tail = text.strip().partition(":")
+        name, _, tail = str(text).strip().partition(":")
         params: dict[str, str] = {}
         for part in filter(None, (p.strip() for p in tail.split(","))):
             key, equals, value = part.partition("=")
@@ -42,6 +42,10 @@ class CompressorSpec:
                 raise VeriCacheConfigError(
                     f"--vericache-compressor {text!r}: {part!r} is not of the form key=value. "
                     "Accepted: NAME or NAME:key=value,key=value."
+                )
+            if key.strip() in params:
+                raise VeriCacheConfigError(
+                    f"--vericache-compressor {text!r}: {key.strip()} is given twice."
                 )
             params[key.strip()] = value.strip()
         return cls(name=name.strip().lower(), params=MappingProxyType(params))
@@ -92,7 +96,7 @@ class VeriCacheConfig:
             )
         if self.keep_ratio is not None and not 0.0 < self.keep_ratio <= 1.0:
             raise VeriCacheConfigError(
-                f"--vericache-keep-ratio {self.keep_ratio:g} is outside (0, 1]: it is the fraction "
+                f"--vericache-keep-ratio {self.keep_ratio} is outside (0, 1]: it is the fraction "
                 "of tokens that the compressed cache keeps, for example 0.2."
             )
         _at_least("--vericache-keep-tokens", self.keep_tokens, 1)
@@ -132,10 +136,10 @@ def parse_memory(flag: str, text: str | int | float) -> int:
     """
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", str(text))
     unit = _MEMORY_UNITS.get(match[2].upper()) if match else None
-    size = int(float(match[1]) * unit) if match and unit else 0
-    if size <= 0:
+    size = float(match[1]) * unit if match and unit else 0.0
+    if not 1 <= size < 1 << 60:
         raise VeriCacheConfigError(
             f"{flag} {text!r} is not a size. Accepted: a number of GiB such as 2 or 0.5, "
             "or a number with a unit such as 512MiB."
         )
-    return size
+    return int(size)

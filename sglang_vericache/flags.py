@@ -52,8 +52,11 @@ class Flag:
 def _number(kind: type, name: str) -> Callable[[Any], Any]:
     def convert(value: Any) -> Any:
         try:
-            return kind(value)
-        except (TypeError, ValueError):
+            number = kind(value)
+            if isinstance(value, float) and kind is int and number != value:
+                raise ValueError("a fraction")
+            return number
+        except (TypeError, ValueError, OverflowError):
             what = "a whole number" if kind is int else "a number"
             raise VeriCacheConfigError(
                 f"--{name.replace('_', '-')} {value!r} is not {what}."

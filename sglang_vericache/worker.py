@@ -109,9 +109,7 @@ class VeriCacheWorker(BaseSpecWorker):
         self.views = ViewBuilder(
             self.config, self.scorer, self.pool, self.rows, self.tree_cache.spans, self.full
         )
-        self.requests = RunningRequests(
-            self.config.stagger_groups, self.views, self.capture.take
-        )
+        self.requests = RunningRequests(self.config.stagger_groups, self.views, self.capture.forget)
         self.tree_cache.listener = self.requests
         logger.info("vericache active: %s", self.status())
 
@@ -138,9 +136,7 @@ class VeriCacheWorker(BaseSpecWorker):
     def _capture_ranges(self, batch: ScheduleBatch) -> list[CaptureRange]:
         """The last tokens of each prompt, of those requests that will draft."""
         ranges, offset = [], 0
-        for req, start, count in zip(
-            batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True
-        ):
+        for req, start, count in zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True):
             total = len(req.full_untruncated_fill_ids)
             first = max(start, total - self.capture.limit)
             drafts = total >= self.config.min_context_tokens and draft_obstacle(req) is None
@@ -185,9 +181,10 @@ class VeriCacheWorker(BaseSpecWorker):
                 return SHORT_CONTEXT
             if state.memory_generation == self.pool.allocator.generation:
                 return NO_DRAFT_MEMORY
-            path = self.tree_cache.path_of(req)
-            window = self.capture.take(req.rid)
+            path, window = self.tree_cache.path_of(req), self.capture.window(req.rid)
             state.view = self.views.open(state.row, path, committed, window)
+            if state.view is not None:
+                self.capture.forget(req.rid)
         elif (
             state.drafted == 0
             and state.view.tail_tokens(committed) > self.config.fold_tail_tokens
@@ -220,13 +217,9 @@ class VeriCacheWorker(BaseSpecWorker):
             room = min(self.config.horizon, remaining - 1, self.max_position - committed[i])
             if reasons[i] is None and room <= 0:
                 reasons[i] = END_OF_OUTPUT
-            candidates.append(
-                Candidate(i, reasons[i] is None, state.drafted, room, state.group)
-            )
+            candidates.append(Candidate(i, reasons[i] is None, state.drafted, room, state.group))
         self._step += 1
-        return plan_step(
-            candidates, self._step, self.config.horizon, self.config.stagger_groups
-        )
+        return plan_step(candidates, self._step, self.config.horizon, self.config.stagger_groups)
 
     def _verify(self, batch, plan: RoundPlan, states, pending, emission: Emission) -> None:
         indices = [i for i, _ in plan.verify]

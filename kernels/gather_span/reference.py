@@ -28,9 +28,8 @@ def gather_span(
     heads = torch.arange(picks.shape[1], device=picks.device)
     for layer in range(picks.shape[0]):
         slots = source_slots[picks[layer].T]  # [n, H]
-        storage.write(
-            layer, target_slots, key_buffers[layer][slots, heads], value_buffers[layer][slots, heads]
-        )
+        keys, values = key_buffers[layer][slots, heads], value_buffers[layer][slots, heads]
+        storage.write(layer, target_slots, keys, values)
 
 
 def regather_span(
@@ -39,7 +38,10 @@ def regather_span(
     picks: torch.Tensor,
     target_slots: torch.Tensor,
 ) -> None:
-    """Like `gather_span`, but from slots of the draft pool itself: encoded rows move unchanged."""
+    """Like `gather_span`, but from slots of the draft pool itself: encoded rows move unchanged.
+
+    Precondition: no slot is both a source and a target.
+    """
     layers, heads, _ = picks.shape
     slots = source_slots[picks]  # [L, H, n]
     layer = torch.arange(layers, device=picks.device)[:, None, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from sglang_vericache.config import RECENT_TOKENS, SINK_TOKENS, VeriCacheConfig
 
@@ -29,16 +30,17 @@ class Budget:
         """Rows that the settings ask for on a path of ``path_tokens`` tokens."""
         if self.keep_tokens is not None:
             return min(self.keep_tokens, path_tokens)
-        return min(math.ceil(self.keep_ratio * path_tokens), path_tokens)
+        # As written: 0.07 of 100 tokens is 7, not the 8 that binary dust would round up to.
+        return min(math.ceil(Fraction(str(self.keep_ratio)) * path_tokens), path_tokens)
 
     def path_rows(self, path_tokens: int) -> int:
         """Rows of spans that cover ``path_tokens`` tokens: what is asked, and at least the tokens
         that are always kept."""
         return min(path_tokens, max(self.asked_rows(path_tokens), ALWAYS_KEPT_TOKENS))
 
-    def interval_rows(self, start: int, end: int) -> int:
-        """The share of a path's budget that falls to [start, end) of a path ending at ``end``."""
-        return min(end - start, math.ceil(self.asked_rows(end) * (end - start) / end))
+    def share_rows(self, tokens: int, path_tokens: int) -> int:
+        """What an interval of ``tokens`` tokens gets of the budget of its path."""
+        return min(tokens, -(-self.asked_rows(path_tokens) * tokens // path_tokens))
 
     def limit_rows(self, path_tokens: int) -> int:
         """Never exceeded by the spans of a path: the budget, the sinks and the recent tokens."""

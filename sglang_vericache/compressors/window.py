@@ -9,25 +9,35 @@ import torch
 
 @dataclass(frozen=True)
 class QueryWindow:
-    """Queries of consecutive or ascending path positions, for all layers.
+    """Queries of ascending path positions, for all layers.
 
     Attributes:
         queries: ``[L, W, Hq, D]``, after rotary embedding.
-        positions: ``[W]`` int64 path positions, ascending.
-        start, end: the first position, and one past the last, known on the host.
+        positions: W path positions, ascending.
     """
 
     queries: torch.Tensor
-    positions: torch.Tensor
-    start: int
-    end: int
+    positions: tuple[int, ...]
 
     def __len__(self) -> int:
-        return self.positions.numel()
+        return len(self.positions)
+
+    @property
+    def start(self) -> int:
+        return self.positions[0]
+
+    @property
+    def end(self) -> int:
+        """One past the last position."""
+        return self.positions[-1] + 1
 
     @property
     def bytes(self) -> int:
         return self.queries.numel() * self.queries.element_size()
+
+    def device_positions(self) -> torch.Tensor:
+        """``[W]`` int64 beside the queries."""
+        return torch.tensor(self.positions, device=self.queries.device)
 
     def then(self, later: QueryWindow, limit: int) -> QueryWindow:
         """This window followed by ``later``, the last ``limit`` queries of both."""
@@ -35,7 +45,5 @@ class QueryWindow:
             raise ValueError(f"window [{later.start}, {later.end}) does not follow {self.end}")
         return QueryWindow(
             torch.cat([self.queries, later.queries], dim=1)[:, -limit:],
-            torch.cat([self.positions, later.positions])[-limit:],
-            self.start,
-            later.end,
+            (*self.positions, *later.positions)[-limit:],
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sglang_vericache.demo import DemoError
-from sglang_vericache.demo.comparison import Run, as_json, differences, summary, table
+from sglang_vericache.demo.comparison import Run, as_json, problems, summary, table
 from sglang_vericache.demo.model import default_cache_dir, prepare_model
 from sglang_vericache.demo.programs import REQUESTS, Record, run_workload
 from sglang_vericache.demo.server import Server, reach_directly
@@ -39,6 +39,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(json_file: Path | None) -> int:
     started = time.monotonic()
+    if json_file is not None:
+        try:
+            json_file.touch()  # minutes later would be a bad time to find out
+        except OSError as error:
+            raise DemoError(f"--json {json_file} cannot be written: {error.strerror}.") from error
     cache = default_cache_dir()
     model = prepare_model(cache)
     reach_directly()
@@ -61,15 +66,15 @@ def _run(json_file: Path | None) -> int:
     print(table(reference_run, our_run))
     print()
     print(summary(reference_run, our_run))
-    print(f"whole demo          {time.monotonic() - started:.0f} s")
-    problems = differences(reference_run, our_run)
-    for problem in problems:
+    print(f"{'whole demo':18}  {time.monotonic() - started:.0f} s")
+    found = problems(reference_run, our_run)
+    for problem in found:
         print(f"\n{problem}")
     print(
         "\nA CPU run shows that the outputs are the same and how much of the KV cache is read; "
         "its seconds say nothing about speed on a GPU."
     )
-    return 1 if problems else 0
+    return 1 if found else 0
 
 
 def _measure(server: Server, tokenizer) -> Run:
@@ -83,7 +88,13 @@ def _measure(server: Server, tokenizer) -> Run:
                 records.append(record)
                 bar.update()
 
-            run_workload(server.url, tokenizer, on_record)
+            try:
+                run_workload(server.url, tokenizer, on_record)
+            except Exception as error:  # three client libraries, each with its own
+                raise DemoError(
+                    f"Request {len(records) + 1} failed on the {server.name} server "
+                    f"({type(error).__name__}: {error}). {server.log_tail()}"
+                ) from error
         seconds = time.monotonic() - started
         after = _spans(server)
     spans = after and {name: value - (before or {}).get(name, 0) for name, value in after.items()}

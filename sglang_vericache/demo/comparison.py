@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sglang_vericache.demo.programs import Record
+
+_NGRAM_WORDS = 8
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,7 @@ class Run:
     """One server's part of the demo.
 
     Attributes:
+        seconds: of the workload, without starting and stopping.
         spans: the plugin's span counters over the workload; None from an unmodified server.
     """
 
@@ -22,6 +25,56 @@ class Run:
     peak_memory_bytes: int
     seconds: float
     spans: dict[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Drafting of one request or of several, in tokens that were really output.
+
+    The server's counters include what a round produced beyond the end of an answer, so tokens and
+    the rows of plain decoding are taken from the lengths instead.
+
+    Attributes:
+        in_rounds: decoded tokens that came from rounds.
+        plain: decoded tokens that came one by one, by reason.
+        rows_read: KV rows per layer and head that drafts, verify passes and plain steps read.
+        rows_full: rows that plain decoding reads for the same tokens.
+    """
+
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    in_rounds: int = 0
+    plain: Counter[str] = field(default_factory=Counter)
+    rows_read: int = 0
+    rows_full: int = 0
+
+    @classmethod
+    def of(cls, record: Record) -> Draft | None:
+        """None where the server reported nothing."""
+        counters = record.counters
+        if counters is None:
+            return None
+        decoded = max(record.output_tokens - 1, 0)  # the first token comes from prefill
+        plain = Counter(counters["plain"])
+        # The i-th decode step reads the prompt and i more tokens.
+        rows_full = decoded * record.prompt_tokens + decoded * (decoded + 1) // 2
+        return cls(
+            rounds=counters["rounds"],
+            drafted=counters["drafted"],
+            accepted=counters["accepted"],
+            in_rounds=decoded - plain.total(),
+            plain=plain,
+            rows_read=counters["rows_read"],
+            rows_full=rows_full,
+        )
+
+    def __add__(self, other: Draft) -> Draft:
+        return Draft(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    @property
+    def tokens_a_round(self) -> float | None:
+        return self.in_rounds / self.rounds if self.rounds else None
 
 
 def difference(reference: Record, ours: Record) -> str | None:
@@ -41,9 +94,13 @@ def difference(reference: Record, ours: Record) -> str | None:
     )
 
 
-def differences(reference: Run, ours: Run) -> list[str]:
+def problems(reference: Run, ours: Run) -> list[str]:
+    """Everything that makes the demo fail; outputs that nothing drafted prove nothing."""
     pairs = zip(reference.records, ours.records, strict=True)
-    return [text for text in (difference(a, b) for a, b in pairs) if text]
+    found = [text for text in (difference(a, b) for a, b in pairs) if text]
+    if not _totals(ours.records).rounds:
+        found.append("The vericache server did not draft at all.")
+    return found
 
 
 def table(reference: Run, ours: Run) -> str:
@@ -53,7 +110,7 @@ def table(reference: Run, ours: Run) -> str:
     units = ("", "", "tokens", "tokens", "", "a round", "read", "ref/ours", "ref/ours")
     rows = [head, units]
     for a, b in zip(reference.records, ours.records, strict=True):
-        counters = b.counters or {}
+        draft = Draft.of(b) or Draft()
         rows.append(
             (
                 b.name,
@@ -61,8 +118,8 @@ def table(reference: Run, ours: Run) -> str:
                 str(b.prompt_tokens),
                 str(b.output_tokens),
                 "NO" if difference(a, b) else "yes",
-                _number(counters.get("tokens_per_round")),
-                _percent(counters.get("rows_read"), counters.get("rows_full")),
+                _number(draft.tokens_a_round),
+                _percent(draft.rows_read, draft.rows_full),
                 f"{a.cached_tokens}/{b.cached_tokens}",
                 f"{a.seconds:.1f}/{b.seconds:.1f}",
             )
@@ -74,49 +131,53 @@ def table(reference: Run, ours: Run) -> str:
 
 def summary(reference: Run, ours: Run) -> str:
     """Totals of the run, as text."""
-    same = len(ours.records) - len(differences(reference, ours))
-    totals = _totals(ours.records)
+    pairs = list(zip(reference.records, ours.records, strict=True))
+    same = sum(difference(a, b) is None for a, b in pairs)
+    with_ids = sum(a.output_ids is not None and b.output_ids is not None for a, b in pairs)
+    total = _totals(ours.records)
+    reasons = ", ".join(f"{reason} {count}" for reason, count in total.plain.items())
+    decoded = total.in_rounds + total.plain.total()
     spans = ours.spans or {}
-    reasons = ", ".join(f"{reason}: {count}" for reason, count in totals["plain"].items())
-    in_rounds = totals["accepted"] + totals["rounds"]
-    decoded = in_rounds + sum(totals["plain"].values())
-    with_ids = sum(record.output_ids is not None for record in ours.records)
-    return "\n".join(
-        [
-            f"identical outputs   {same} of {len(ours.records)} (token ids compared in {with_ids}, "
-            "text in all)",
-            f"tokens a round      {_number(in_rounds / max(totals['rounds'], 1))} "
-            f"({totals['accepted']} of {totals['drafted']} drafted tokens accepted)",
-            f"tokens from rounds  {_percent(in_rounds, decoded)} of {decoded} decoded; the others "
-            f"one by one ({reasons or 'none'})",
-            f"KV rows read        {_percent(totals['rows_read'], totals['rows_full'])} of what "
-            "plain decoding reads for the same tokens",
-            f"compressed spans    {spans.get('built', 0)} built, {spans.get('reused', 0)} reused, "
-            f"{spans.get('folded', 0)} folded",
-            f"peak memory         {_gib(reference)} reference, {_gib(ours)} vericache",
-            f"seconds             {reference.seconds:.0f} reference, {ours.seconds:.0f} vericache "
-            "(requests only)",
-        ]
-    )
+    lines = {
+        "identical outputs": f"{same} of {len(pairs)} (text of all, token ids of {with_ids})",
+        "tokens a round": f"{_number(total.tokens_a_round)} ({total.accepted} of {total.drafted} "
+        "drafted tokens accepted)",
+        "tokens from rounds": f"{_percent(total.in_rounds, decoded)} of {decoded} decoded; one by "
+        f"one: {reasons or 'none'}",
+        "KV rows read": f"{_percent(total.rows_read, total.rows_full)} of what plain decoding "
+        "reads for the same tokens",
+        "compressed spans": f"{spans.get('built', 0)} built, {spans.get('reused', 0)} reused, "
+        f"{spans.get('folded', 0)} folded",
+        "repetition": f"{_repetition(ours.records)} of the {_NGRAM_WORDS}-word sequences occur "
+        "earlier in their answer (loops are easy to draft)",
+        "peak memory": f"{_gib(reference)} reference, {_gib(ours)} vericache",
+        "seconds": f"{reference.seconds:.0f} reference, {ours.seconds:.0f} vericache (requests)",
+    }
+    return "\n".join(f"{name:18}  {text}" for name, text in lines.items())
 
 
 def as_json(reference: Run, ours: Run) -> dict[str, Any]:
     """Everything above as plain values."""
     return {
-        "identical": not differences(reference, ours),
-        "differences": differences(reference, ours),
+        "problems": problems(reference, ours),
         "reference": asdict(reference),
         "vericache": asdict(ours),
+        "drafting": {r.name: vars(draft) for r in ours.records if (draft := Draft.of(r))},
     }
 
 
-def _totals(records: Sequence[Record]) -> dict[str, Any]:
-    names = ("rounds", "drafted", "accepted", "rows_read", "rows_full")
-    counters = [record.counters for record in records if record.counters]
-    plain: Counter[str] = Counter()
-    for counter in counters:
-        plain.update(counter["plain"])
-    return {name: sum(c[name] for c in counters) for name in names} | {"plain": plain}
+def _totals(records: Sequence[Record]) -> Draft:
+    return sum((draft for r in records if (draft := Draft.of(r))), start=Draft())
+
+
+def _repetition(records: Sequence[Record]) -> str:
+    repeated = whole = 0
+    for record in records:
+        words = record.text.split()
+        grams = [tuple(words[i : i + _NGRAM_WORDS]) for i in range(len(words) - _NGRAM_WORDS + 1)]
+        whole += len(grams)
+        repeated += len(grams) - len(set(grams))
+    return _percent(repeated, whole)
 
 
 def _align(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
@@ -131,8 +192,8 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _percent(part: int | None, whole: int | None) -> str:
-    return f"{100 * part / whole:.0f} %" if part is not None and whole else "-"
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "-"
 
 
 def _gib(run: Run) -> str:

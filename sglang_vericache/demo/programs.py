@@ -13,6 +13,7 @@ from typing import Any
 import requests
 
 from sglang_vericache.demo.documents import (
+    ANSWER_TOKENS,
     INSTRUCTIONS,
     ForkQuestion,
     Question,
@@ -118,16 +119,18 @@ def run_fork(url: str, question: ForkQuestion, on_record: OnRecord) -> None:
         s += sgl.system(INSTRUCTIONS)
         s += sgl.user(f"Here is a text.\n\n{question.document}")
         s += sgl.assistant("I have read the text.")
+        # fork computes the shared prefix once, but only of text that has been put together.
+        s.sync()
         readers = s.fork(len(question.branches))
         for reader, ask in zip(readers, question.branches, strict=True):
             reader += sgl.user(ask)
-            reader += sgl.assistant(sgl.gen("answer", max_tokens=96, temperature=0))
+            reader += sgl.assistant(sgl.gen("answer", max_tokens=ANSWER_TOKENS, temperature=0))
         answers = [reader["answer"] for reader in readers]  # waits for both
         # A program's variables are the only way out for the branches' own records.
         s["branches"] = [reader.get_meta_info("answer") for reader in readers]
         s["answers"] = answers
         s += sgl.user(f"One reader said: {answers[0]}\nAnother: {answers[1]}\n{question.join}")
-        s += sgl.assistant(sgl.gen("joined", max_tokens=96, temperature=0))
+        s += sgl.assistant(sgl.gen("joined", max_tokens=ANSWER_TOKENS, temperature=0))
 
     backend = sgl.RuntimeEndpoint(url, chat_template_name="chatml")
     state = two_readers.run(question, backend=backend)

@@ -66,21 +66,16 @@ class QueryCapture:
         self._rows, self._taken = torch.tensor(flat, device=device), []
         try:
             yield
-            self._store(ranges, torch.stack(self._taken), device)
+            self._store(ranges, torch.stack(self._taken))
         finally:
             self._rows, self._taken = None, []
 
-    def _store(
-        self, ranges: Sequence[CaptureRange], queries: torch.Tensor, device: torch.device
-    ) -> None:
+    def _store(self, ranges: Sequence[CaptureRange], queries: torch.Tensor) -> None:
         start = 0
         for r in ranges:
             count = r.end - r.start
             window = QueryWindow(
-                queries[:, start : start + count].clone(),
-                torch.arange(r.start, r.end, device=device),
-                r.start,
-                r.end,
+                queries[:, start : start + count].clone(), tuple(range(r.start, r.end))
             )
             earlier = self.windows.get(r.rid)
             if earlier is not None and earlier.end == r.start:
@@ -88,5 +83,8 @@ class QueryCapture:
             self.windows[r.rid] = window
             start += count
 
-    def take(self, rid: str) -> QueryWindow | None:
-        return self.windows.pop(rid, None)
+    def window(self, rid: str) -> QueryWindow | None:
+        return self.windows.get(rid)
+
+    def forget(self, rid: str) -> None:
+        self.windows.pop(rid, None)

@@ -19,9 +19,7 @@ def pick_tokens(
 
     if not isinstance(logits_metadata, LogitsMetadata):
         logits_metadata = LogitsMetadata.from_forward_batch(logits_metadata)
-    picker.pick(
-        hidden_states, lambda rows: processor._get_logits(rows, lm_head, logits_metadata)
-    )
+    picker.pick(hidden_states, lambda rows: processor._get_logits(rows, lm_head, logits_metadata))
     return LogitsProcessorOutput(next_token_logits=None)
 
 

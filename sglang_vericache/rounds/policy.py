@@ -43,9 +43,7 @@ class RoundPlan:
     verify: tuple[tuple[int, int], ...]
 
 
-def plan_step(
-    candidates: Sequence[Candidate], step: int, horizon: int, groups: int
-) -> RoundPlan:
+def plan_step(candidates: Sequence[Candidate], step: int, horizon: int, groups: int) -> RoundPlan:
     """Draft for everyone who may, verify the group whose turn it is.
 
     With one group every request drafts its horizon and verifies in the same step. With more, a

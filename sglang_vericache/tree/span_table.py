@@ -31,8 +31,11 @@ class SpanTable:
     def owners(self) -> list[int]:
         return list(self._spans)
 
-    def own(self, node_id: int, span: Span) -> None:
-        """Make ``node_id`` the owner of ``span``; a node keeps the span it has."""
+    def own(self, node_id: int, span: Span, replace: bool = False) -> None:
+        """Make ``node_id`` the owner of ``span``; one that it has already stays unless
+        ``replace``."""
+        if replace:
+            self.drop(node_id)
         if node_id not in self._spans:
             span.acquire()
             self._spans[node_id] = span
@@ -54,14 +57,15 @@ class SpanTable:
             self.drop(node_id)
 
     def evict_for(self, slots: int) -> None:
-        """Drop idle spans, least recently used first, until ``slots`` slots are free or none is
-        idle."""
-        idle = sorted(
-            (node_id for node_id, span in self._spans.items() if span.references == 1),
-            key=lambda node_id: self._spans[node_id].last_used,
-        )
-        for node_id in idle:
-            allocator = self._spans[node_id].allocator
+        """Drop idle spans, least recently used first, until ``slots`` slots are free; none when
+        that cannot be reached."""
+        idle = [(n, span) for n, span in self._spans.items() if span.references == 1]
+        if not idle:
+            return
+        allocator = idle[0][1].allocator
+        if allocator.free_count + sum(span.rows for _, span in idle) < slots:
+            return
+        for node_id, _ in sorted(idle, key=lambda item: item[1].last_used):
             if allocator.free_count >= slots:
                 return
             self.drop(node_id)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from sglang_vericache.compressors.base import Scorer, ScoreInputs
+from sglang_vericache.compressors.base import ScoreInputs, Scorer
 from sglang_vericache.compressors.budget import Budget
 from sglang_vericache.compressors.scorers.keydiff import KeyDiff
 from sglang_vericache.compressors.select import select_rows
 from sglang_vericache.compressors.window import QueryWindow
 from sglang_vericache.config import RECENT_TOKENS, VeriCacheConfig
 from sglang_vericache.kernels.gather_span import gather_span, regather_span
+from sglang_vericache.metrics import SpanCounters
 from sglang_vericache.pool.draft_pool import DraftPool
 from sglang_vericache.pool.rows import DraftRows
 from sglang_vericache.pool.span import Span
@@ -45,6 +46,23 @@ class FullKV:
     def slots(self, row: int, start: int, end: int) -> torch.Tensor:
         """``[end - start]`` int64 main slots of a request's tokens."""
         return self.row_table[row, start:end].to(torch.int64)
+
+
+@dataclass(frozen=True)
+class _Queries:
+    """A scorer's window and where it is from: the counter of SpanCounters, None when the scorer
+    needs no queries."""
+
+    window: QueryWindow | None
+    counter: str | None
+
+    @property
+    def missing(self) -> bool:
+        return self.window is None and self.counter is not None
+
+    def count(self, counters: SpanCounters) -> None:
+        if self.counter is not None:
+            setattr(counters, self.counter, getattr(counters, self.counter) + 1)
 
 
 class ViewBuilder:
@@ -84,17 +102,20 @@ class ViewBuilder:
         for node in plan.reused:
             self._append(view, self.spans.get(node.node_id))
             self.counters.reused += 1
-        stored = next((s.window for s in reversed(view.spans) if s.window is not None), None)
-        chosen = self._choose_window(window, stored, end) if plan.builds else None
+        queries = self._choose_queries(window, self._stored_window(path, end), end)
         for build in plan.builds:
-            span = self._build(row, build, end, chosen)
+            span = self._build(row, build, end, queries)
             if span is None:
                 self._release(view)
                 self.counters.no_memory += 1
                 return None
             self._append(view, span)
             if build.node_id is not None:
-                self.spans.own(build.node_id, span)
+                # The plan builds where a span is only when that one did not fit.
+                self.spans.own(build.node_id, span, replace=True)
+        # From the leaf: a prefix outlives what continues it, which is useless without it.
+        for span in reversed(view.spans):
+            self.spans.touch(span)
         self._write_spans(view)
         return view
 
@@ -105,9 +126,10 @@ class ViewBuilder:
         for another span, the whole path is selected anew.
         """
         start, end = view.tail_start, committed - RECENT_TOKENS
-        share = self.budget.interval_rows(start, end)
+        share = self.budget.share_rows(end - start, end)
         if view.span_rows + share > self.budget.limit_rows(end):
-            span = self._build(view.row, Build(0, end, self.budget.path_rows(end), None), end, None)
+            whole = Build(0, end, self.budget.path_rows(end), None)
+            span = self._build(view.row, whole, end, self._choose_queries(None, None, end))
             kept: list[Span] = []
         else:
             span = self._fold_tail(view, start, end, share)
@@ -135,14 +157,15 @@ class ViewBuilder:
             return True
         if missing > room:
             raise AssertionError(f"a draft row of {self.rows.width} slots cannot grow to {length}")
-        for count in (max(missing, min(TAIL_BLOCK, room)), missing):
-            slots = self._take(count)
-            if slots is not None:
-                self.rows.write(view.row, view.capacity, slots)
-                view.capacity += count
-                return True
-        self.counters.no_memory += 1
-        return False
+        # Nothing is evicted for the spare slots of a block.
+        slots = self.pool.allocator.take(max(missing, min(TAIL_BLOCK, room)))
+        slots = slots if slots is not None else self._take(missing)
+        if slots is None:
+            self.counters.no_memory += 1
+            return False
+        self.rows.write(view.row, view.capacity, slots)
+        view.capacity += slots.numel()
+        return True
 
     def adopt(self, view: DraftView, path: Sequence[PathNode]) -> None:
         """Let nodes that have come into being own the private spans that end where they end."""
@@ -161,7 +184,6 @@ class ViewBuilder:
 
     def _append(self, view: DraftView, span: Span) -> None:
         span.acquire()
-        self.spans.touch(span)
         view.spans.append(span)
 
     def _release(self, view: DraftView) -> None:
@@ -184,33 +206,36 @@ class ViewBuilder:
             slots = self.pool.allocator.take(count)
         return slots
 
-    def _choose_window(
-        self, computed: QueryWindow | None, stored: QueryWindow | None, end: int
-    ) -> QueryWindow | None:
-        """The queries that a path-scope scorer looks through, or None for too few."""
-        if not self.scorer.window_tokens:
-            return None
-        if computed is not None and len(computed) >= FEWEST_QUERIES:
-            self.counters.scored_with_computed += 1
-            return computed
-        # Queries from before the recent tokens would rate nothing of what came after them.
-        if stored is not None and stored.end >= end - RECENT_TOKENS:
-            self.counters.scored_with_stored += 1
-            if computed is None or computed.start < stored.end:
-                return stored
-            return stored.then(computed, self.scorer.window_tokens)
-        self.counters.scored_without += 1
+    def _stored_window(self, path: Sequence[PathNode], end: int) -> QueryWindow | None:
+        """The window that the deepest span of the path keeps."""
+        for node in reversed(path):
+            span = self.spans.get(node.node_id)
+            if span is not None and span.window is not None and span.window.end <= end:
+                return span.window
         return None
 
-    def _build(
-        self, row: int, build: Build, path_end: int, window: QueryWindow | None
-    ) -> Span | None:
+    def _choose_queries(
+        self, computed: QueryWindow | None, stored: QueryWindow | None, end: int
+    ) -> _Queries:
+        """The queries through which a path-scope scorer looks at a path ending at ``end``."""
+        if not self.scorer.window_tokens:
+            return _Queries(None, None)
+        if computed is not None and len(computed) >= FEWEST_QUERIES:
+            return _Queries(computed, "scored_with_computed")
+        # Queries from before the recent tokens would rate nothing of what came after them.
+        if stored is not None and stored.end >= end - RECENT_TOKENS:
+            if computed is not None and computed.start >= stored.end:
+                stored = stored.then(computed, self.scorer.window_tokens)
+            return _Queries(stored, "scored_with_stored")
+        return _Queries(None, "scored_without")
+
+    def _build(self, row: int, build: Build, path_end: int, queries: _Queries) -> Span | None:
         slots = self._take(build.rows)
         if slots is None:
             return None
-        by_queries = window is not None
-        usable = by_queries or not self.scorer.window_tokens
-        scorer = self.scorer if usable else self._without_queries
+        scorer = self._without_queries if queries.missing else self.scorer
+        window = queries.window
+        positions = window.device_positions() if window is not None else None
         first = 0 if scorer.scope == "path" else build.start
         source = self.full.slots(row, first, build.end)
         picks = []
@@ -221,8 +246,8 @@ class ViewBuilder:
                     values=values[source],
                     start=first,
                     scaling=self.full.scaling,
-                    queries=window.queries[layer] if by_queries else None,
-                    query_positions=window.positions if by_queries else None,
+                    queries=window.queries[layer] if window is not None else None,
+                    query_positions=positions,
                 )
             )
             picks.append(
@@ -237,14 +262,9 @@ class ViewBuilder:
             slots,
         )
         self.counters.built += 1
-        return Span(
-            build.start,
-            build.end,
-            slots,
-            scorer.scope,
-            self.pool.allocator,
-            window=window if build.end == path_end else None,
-        )
+        queries.count(self.counters)
+        kept = window if build.end == path_end else None
+        return Span(build.start, build.end, slots, scorer.scope, self.pool.allocator, window=kept)
 
     def _fold_tail(self, view: DraftView, start: int, end: int, rows: int) -> Span | None:
         """Select from the tail's own rows: exact copies, there even when the full KV is away."""

@@ -11,7 +11,7 @@ from sglang_vericache.config import RECENT_TOKENS, SINK_TOKENS
 
 # A selection over the whole path drafts longer than one in parts (25 to 50 % when the parts are
 # 1,024 tokens each), so an earlier span must cover most of the path before it is worth more than
-# a fresh one. What depends on the path's last queries ages faster than what does not.
+# a fresh one. A span that depends on its path's last queries ages faster than one that does not.
 REUSE_SHARE: dict[Scope, float] = {"node": 0.5, "path": 0.75}
 
 
@@ -42,7 +42,7 @@ class PathNode:
 
 @dataclass(frozen=True)
 class Build:
-    """A span to select: ``rows`` tokens of [start, end), owned by ``node_id`` when one ends there."""
+    """A span to select: ``rows`` tokens of [start, end), for ``node_id`` when one ends there."""
 
     start: int
     end: int
@@ -61,38 +61,35 @@ class ViewPlan:
 def plan_view(path: Sequence[PathNode], end: int, budget: Budget, scope: Scope) -> ViewPlan:
     """Plan spans that cover [0, end) within one budget over the path.
 
-    The deepest chain of spans is reused when it covers at least REUSE_SHARE of the path and what
-    is added stays within the path's row limit. Otherwise all is selected anew: in one span, or,
-    where the path leaves a prefix that other requests share (a node with several children) and
-    that prefix is at least REUSE_SHARE of it, in two, so that the others reuse the first.
+    The deepest chain of spans is reused when it covers at least REUSE_SHARE of the path and stays,
+    with what is added, within the path's row limit. Otherwise all is selected anew: in one span,
+    or, where the path leaves a prefix that other requests share (a node with several children)
+    and that prefix is at least REUSE_SHARE of it, in two, so that the others reuse the first.
 
     Args:
         path: nodes from the root; may end before ``end`` (tokens not in the tree yet).
         end: tokens that the view must cover.
-        scope: scope of the scorer that would build.
+        scope: of the scorer that would build; says whether a fork is worth a span of its own.
     """
     for depth in range(len(path), 0, -1):
         chain = _chain(path[:depth])
         if chain is None or chain[-1].end > end:
             continue
         covered, rows = chain[-1].end, sum(node.span.rows for node in chain)
-        if covered == end:
-            return ViewPlan(chain, ())
-        addition = _rows_after(covered, end, budget)
-        enough = covered >= REUSE_SHARE[scope] * end
-        if enough and rows + addition <= budget.limit_rows(end):
-            return ViewPlan(chain, (Build(covered, end, addition, _owner(path, end)),))
+        share = max(REUSE_SHARE[node.span.scope] for node in chain)
+        builds = _build_after(path, covered, end, budget)
+        rows += sum(build.rows for build in builds)
+        if covered >= share * end and rows <= budget.limit_rows(end):
+            return ViewPlan(chain, builds)
     fork = _fork(path, end, scope)
     if fork is None:
         return ViewPlan((), (Build(0, end, budget.path_rows(end), _owner(path, end)),))
-    shared_rows = min(fork.end, max(budget.interval_rows(0, fork.end), SINK_TOKENS))
-    return ViewPlan(
-        (),
-        (
-            Build(0, fork.end, shared_rows, fork.node_id),
-            Build(fork.end, end, _rows_after(fork.end, end, budget), _owner(path, end)),
-        ),
-    )
+    # Tokens of the shared part that are always kept: the sinks, and where the fork is close to
+    # the end, some of the recent ones.
+    forced = SINK_TOKENS + max(0, fork.end - max(0, end - RECENT_TOKENS))
+    rows = min(fork.end, max(budget.share_rows(fork.end, end), forced))
+    shared = Build(0, fork.end, rows, fork.node_id)
+    return ViewPlan((), (shared, *_build_after(path, fork.end, end, budget)))
 
 
 def _chain(path: Sequence[PathNode]) -> tuple[PathNode, ...] | None:
@@ -106,9 +103,14 @@ def _chain(path: Sequence[PathNode]) -> tuple[PathNode, ...] | None:
     return tuple(reversed(chain)) if chain and wanted_end == 0 else None
 
 
-def _rows_after(start: int, end: int, budget: Budget) -> int:
-    """Rows of a span that ends a path: its share, and at least the recent tokens."""
-    return max(budget.interval_rows(start, end), min(end - start, RECENT_TOKENS))
+def _build_after(
+    path: Sequence[PathNode], start: int, end: int, budget: Budget
+) -> tuple[Build, ...]:
+    """The span that ends a path, if it has tokens: its share, and at least the recent tokens."""
+    if start == end:
+        return ()
+    rows = max(budget.share_rows(end - start, end), min(end - start, RECENT_TOKENS))
+    return (Build(start, end, rows, _owner(path, end)),)
 
 
 def _fork(path: Sequence[PathNode], end: int, scope: Scope) -> PathNode | None:

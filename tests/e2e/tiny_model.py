@@ -1,8 +1,9 @@
-"""A small random model whose next token depends on its context, but not wildly.
+"""A small random model whose next token depends on its context.
 
-Weights are drawn so that the current token decides most of the logits and attention the rest:
-drafts over a compressed cache are then right sometimes and wrong sometimes, which is what the
-identity tests need. Uses the real model's tokenizer.
+Biases of queries and keys make attention look mostly at the last few tokens and a little at all
+others: drafts over a compressed cache are then right often but not always, and drafts over
+garbage hardly ever, which is what the identity and mutation tests need. Uses the real model's
+tokenizer.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from safetensors.torch import save_file
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN = 3, 96, 6, 2, 32, 192
 VOCAB, CONTEXT = 49152, 8192
-# Share of the residual stream that attention writes; larger makes drafts worse.
-ATTENTION_GAIN = 0.15
-_VERSION = 3
+# How much attention writes into the residual stream, and how it prefers close tokens: a constant
+# in the fastest rotary pairs of queries and keys adds a logit that falls with the distance.
+ATTENTION_GAIN, CLOSENESS, FAST_PAIRS = 0.6, 3.0, 6
+_VERSION = 5
 
 
 def make_tiny_model(directory: Path, tokenizer_from: Path) -> Path:
@@ -52,6 +54,7 @@ def _config() -> dict:
         "rope_theta": 10000.0,
         "vocab_size": VOCAB,
         "tie_word_embeddings": False,
+        "attention_bias": True,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "torch_dtype": "float32",
@@ -70,14 +73,20 @@ def _weights() -> dict[str, torch.Tensor]:
         "model.norm.weight": torch.ones(HIDDEN),
         "lm_head.weight": normal(VOCAB, HIDDEN, scale=2.0),
     }
+    close = torch.zeros(HEAD_DIM)
+    close[:FAST_PAIRS] = close[HEAD_DIM // 2 : HEAD_DIM // 2 + FAST_PAIRS] = CLOSENESS
     for i in range(LAYERS):
         layer = f"model.layers.{i}."
         weights |= {
             layer + "input_layernorm.weight": torch.ones(HIDDEN),
             layer + "post_attention_layernorm.weight": torch.ones(HIDDEN),
-            layer + "self_attn.q_proj.weight": normal(HEADS * HEAD_DIM, HIDDEN, scale=1.7),
-            layer + "self_attn.k_proj.weight": normal(KV_HEADS * HEAD_DIM, HIDDEN, scale=1.7),
+            layer + "self_attn.q_proj.weight": normal(HEADS * HEAD_DIM, HIDDEN, scale=0.5),
+            layer + "self_attn.k_proj.weight": normal(KV_HEADS * HEAD_DIM, HIDDEN, scale=0.5),
             layer + "self_attn.v_proj.weight": normal(KV_HEADS * HEAD_DIM, HIDDEN),
+            layer + "self_attn.q_proj.bias": close.repeat(HEADS),
+            layer + "self_attn.k_proj.bias": close.repeat(KV_HEADS),
+            layer + "self_attn.v_proj.bias": torch.zeros(KV_HEADS * HEAD_DIM),
+            layer + "self_attn.o_proj.bias": torch.zeros(HIDDEN),
             layer + "self_attn.o_proj.weight": normal(
                 HIDDEN, HEADS * HEAD_DIM, scale=ATTENTION_GAIN
             ),

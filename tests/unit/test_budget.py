@@ -80,7 +80,7 @@ def test_shares_of_a_ratio_add_up(ratio):
     for end in LENGTHS[1:]:
         cuts = sorted(rng.sample(range(1, end), min(end - 1, rng.randint(1, 6))))
         bounds = list(zip([0, *cuts], [*cuts, end], strict=True))
-        shares = [budget.interval_rows(start, stop) for start, stop in bounds]
+        shares = [budget.share_rows(stop - start, end) for start, stop in bounds]
         asked = budget.asked_rows(end)
         assert asked <= sum(shares) < asked + 2 * len(bounds)
 
@@ -92,11 +92,11 @@ def test_share_is_proportional(budget):
     for end in LENGTHS[1:]:
         start = rng.randrange(end)
         share = Fraction(budget.asked_rows(end) * (end - start), end)
-        assert budget.interval_rows(start, end) == math.ceil(share) <= end - start
+        assert budget.share_rows(end - start, end) == math.ceil(share) <= end - start
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_share_of_everything_is_what_is_asked(budget):
     """Catches a whole path that is treated unlike the sum of its parts."""
     for end in LENGTHS:
-        assert budget.interval_rows(0, end) == budget.asked_rows(end)
+        assert budget.share_rows(end, end) == budget.asked_rows(end)

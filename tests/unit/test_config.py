@@ -27,7 +27,7 @@ def bad(flag: str, accepted: str, **fields):
 @pytest.mark.parametrize(
     ("fields", "flag", "accepted"),
     [
-        bad("--vericache-keep-ratio 0 ", "(0, 1]", keep_ratio=0.0),
+        bad("--vericache-keep-ratio 0", "(0, 1]", keep_ratio=0.0),
         bad("--vericache-keep-ratio -0.1 ", "(0, 1]", keep_ratio=-0.1),
         bad("--vericache-keep-ratio 1.5 ", "(0, 1]", keep_ratio=1.5),
         bad("--vericache-keep-ratio nan ", "(0, 1]", keep_ratio=float("nan")),

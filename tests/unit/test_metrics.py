@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import fields
 from types import SimpleNamespace
 
-from sglang_vericache.metrics import DraftCounters, counters_of
+from sglang_vericache.metrics import DraftCounters, SpanCounters, counters_of
 
 
 def sample(factor: int = 1) -> DraftCounters:
@@ -20,6 +20,14 @@ def sample(factor: int = 1) -> DraftCounters:
         rows_full=900 * factor,
         draft_rows_limit_exceeded=5 * factor,
     )
+
+
+def test_counting_starts_at_zero():
+    """Catches a counter that reports one event too many for ever."""
+    assert set(vars(SpanCounters()).values()) == {0}
+    counters = vars(DraftCounters())
+    assert counters.pop("plain") == {}
+    assert set(counters.values()) == {0}
 
 
 def test_tokens():

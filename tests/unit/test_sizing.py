@@ -32,6 +32,21 @@ def test_least_is_one_request():
     assert least_slots(config()) == 68 + 260
 
 
+@pytest.mark.parametrize(
+    ("tokens", "max_requests", "slots"),
+    [
+        pytest.param(10_000, 5, 5 * 400 + 5 * 260, id="five-long-ones"),
+        pytest.param(10_000, 50, 50 * 68 + 2500, id="tails-of-many-are-capped"),
+        pytest.param(1000, 50, 10 * 68 + 250, id="no-more-than-are-long-enough"),
+        pytest.param(300, 50, 328, id="at-least-one"),
+    ],
+)
+def test_automatic_size_by_hand(tokens, max_requests, slots):
+    """Catches spans of the whole main pool's tokens as if they were one path, and tails that
+    take more than a quarter of it."""
+    assert automatic_slots(config(), tokens, max_requests) == slots
+
+
 @pytest.mark.parametrize("max_requests", [1, 2, 7, 1000])
 @pytest.mark.parametrize("tokens", [1, 100, 4000, 100_000])
 @pytest.mark.parametrize(
@@ -56,6 +71,11 @@ def test_given_memory_is_used_and_not_exceeded():
     assert used == 500 * ROW_BYTES
 
 
+def test_just_enough_memory():
+    """Catches a bound that refuses the size its own message asks for."""
+    assert create_pool(config(draft_memory_bytes=328 * ROW_BYTES), main_pool(), 4).slots == 328
+
+
 def test_too_little_memory_gives_a_sentence():
     """Catches a server that starts and then never drafts."""
     with pytest.raises(VeriCacheConfigError) as error:
@@ -73,6 +93,7 @@ def test_pool_looks_like_the_main_one(dtype):
     keys, values = pool.get_kv_buffer(2)
     assert keys.shape == values.shape == (pool.slots + 1, HEADS, DIM)
     assert keys.dtype == values.dtype == pool.dtype == dtype
+    assert pool.page_size == 1
     keys[5] = 1
     assert (pool.storage.read(2, torch.tensor([5]))[0] == 1).all(), "the buffer is the storage"
 

@@ -78,6 +78,14 @@ def test_window_at_scattered_positions():
     assert found[:, 32:].sum(axis=1).max() <= 1 / 5 + TOLERANCE
 
 
+def test_positions_count_from_the_start():
+    """Catches keys numbered from zero while the queries are numbered along the path."""
+    keys, queries = torch.randn(20, 1, 8), torch.randn(2, 1, 8)
+    np.testing.assert_array_equal(
+        score(keys, queries, [109, 112], start=100), score(keys, queries, [9, 12])
+    )
+
+
 def test_future_tokens_get_nothing():
     """Catches a causal mask that lets a query see its successor."""
     keys, queries = torch.randn(20, 1, 8), torch.randn(2, 1, 8)

@@ -72,6 +72,16 @@ def test_a_node_keeps_the_span_it_has(table, allocator):
     assert (first.references, second.references) == (1, 1)
 
 
+def test_replacing_a_span(table, allocator):
+    """Catches a node that keeps a span which no longer fits its path's budget."""
+    first, second = new_span(allocator), new_span(allocator)
+    table.own(1, first)
+    table.own(1, second, replace=True)
+    assert table.get(1) is second
+    assert (first.references, second.references, table.counters.dropped) == (0, 1, 1)
+    assert allocator.used == 10
+
+
 def test_dropping_what_a_view_reads(table, allocator):
     """Catches slots taken from a running request when its node goes."""
     span = new_span(allocator)
@@ -100,7 +110,15 @@ def test_clear_drops_all(table, allocator):
 
 @pytest.mark.parametrize(
     ("free_slots", "gone"),
-    [(50, []), (51, [0]), (60, [0]), (61, [0, 1]), (85, [0, 1, 2, 3]), (101, [0, 1, 2, 3, 4])],
+    [
+        (50, []),
+        (51, [0]),
+        (60, [0]),
+        (61, [0, 1]),
+        (85, [0, 1, 2, 3]),
+        (100, [0, 1, 2, 3, 4]),
+        (101, []),
+    ],
 )
 def test_evicts_the_longest_unused_first(table, allocator, free_slots, gone):
     """Catches an order by age of building, one span more than needed, and an endless loop when
@@ -122,7 +140,7 @@ def test_spans_in_use_are_not_evicted(table, allocator):
     used.acquire()
     table.own(1, used)
     table.own(2, idle)
-    table.evict_for(SLOTS)
+    table.evict_for(SLOTS - 10)
     assert (1 in table, 2 in table) == (True, False)
     assert (table.counters.evicted, allocator.used) == (1, 10)
 
@@ -131,6 +149,7 @@ def test_owning_counts_as_use(table, allocator):
     """Catches a new span that is evicted before old ones because it was never touched."""
     old, new = new_span(allocator), new_span(allocator)
     table.own(1, old)
+    table.touch(old)
     table.own(2, new)
     table.evict_for(SLOTS - 10)
     assert (1 in table, 2 in table) == (False, True)

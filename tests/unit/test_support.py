@@ -16,7 +16,13 @@ from sglang_vericache.support import (
 
 
 def server(**changes) -> SimpleNamespace:
-    accepted = {"page_size": 1, "tp_size": 1, "speculative_algorithm": "VERICACHE"}
+    accepted = {
+        "page_size": 1,
+        **dict.fromkeys(("tp_size", "pp_size", "dp_size", "dcp_size"), 1),
+        "disaggregation_mode": "null",
+        "kv_cache_dtype": "auto",
+        "speculative_algorithm": "VERICACHE",
+    }
     return SimpleNamespace(**(accepted | changes))
 
 
@@ -131,12 +137,12 @@ def request(params: dict | None = None, **changes) -> SimpleNamespace:
     ("req", "reason"),
     [
         (request(), None),
-        (request({"top_k": 40}), "sampling"),
+        (request({"top_k": 2}), "sampling"),
         (request({"top_k": 1 << 30}), "sampling"),
         (request({"frequency_penalty": -0.5}), "penalty"),
         (request({"presence_penalty": 0.1}), "penalty"),
         (request({"repetition_penalty": 1.1}), "penalty"),
-        (request({"min_new_tokens": 3}), "penalty"),
+        (request({"min_new_tokens": 1}), "penalty"),
         (request({"logit_bias": {"7": 2.0}}), "logit_bias"),
         (request(grammar=object()), "grammar"),
         (request(custom_logit_processor="..."), "custom_logit_processor"),

@@ -93,6 +93,16 @@ def test_a_fork_gives_two_spans():
     assert world.held([view]) == world.used == first + second
 
 
+def test_a_fork_fits_its_row():
+    """Catches two parts that each take a budget in tokens: writing their slots beyond the row's
+    width is an assertion that stops the server."""
+    world = World(keep_ratio=None, keep_tokens=600)
+    view = world.open(1, 1200, [world.node(7, 0, 640, children=2), world.node(8, 640, 1200)])
+    assert len(view.spans) == 2
+    assert world.views.reserve(view, view.length(1200) + world.config.tail_capacity)
+    assert world.held([view]) == world.used
+
+
 def test_a_checkpoint_gives_private_spans_to_their_nodes():
     """Catches spans owned by a node that ends elsewhere, and references lost or doubled when a
     checkpoint is repeated."""
@@ -122,13 +132,14 @@ def test_reserve_gives_slots_in_blocks():
     assert world.used == 0
 
 
-def test_reserve_to_the_end_of_the_row():
+@pytest.mark.parametrize("short_of_the_end", [2, 0], ids=["block-is-cut", "all-that-is-left"])
+def test_reserve_to_the_end_of_the_row(short_of_the_end):
     """Catches a block that does not fit the row though what is missing does."""
     world = World()
     view = world.open(1, 1200)
     width = world.rows.width
     assert world.views.reserve(view, width - 3)
-    assert world.views.reserve(view, width - 2)
+    assert world.views.reserve(view, width - short_of_the_end)
     assert view.capacity == width
     assert world.held([view]) == world.used == width
     with pytest.raises(AssertionError, match="cannot grow"):
@@ -160,6 +171,15 @@ def test_a_full_pool_evicts_idle_spans():
     for row, shown in ((2, reading), (3, view)):
         for layer, head, positions in each_head(world.tokens_of(shown, 500)):
             assert positions == world.best(row, layer, head, 0, 500, 100, 500)
+
+
+def test_reuse_keeps_a_span_from_eviction():
+    """Catches eviction by age: the prompt that everyone sends would go first."""
+    world = World(slots=250)
+    for row in (1, 2, 1):
+        world.views.close(world.open(row, 500, [world.node(row, 0, 500)]))
+    world.open(3, 500)
+    assert (1 in world.spans, 2 in world.spans) == (True, False)
 
 
 def test_spans_about_to_be_reused_are_not_evicted_for_the_rest():

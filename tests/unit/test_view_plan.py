@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from sglang_vericache.compressors.base import Scope
 from sglang_vericache.compressors.budget import Budget
 from sglang_vericache.tree.view_plan import Build, PathNode, SpanInfo, plan_view
 
 FIFTH = Budget(0.2, None)
 
 
-def node(node_id: int, start: int, end: int, span=None, children: int = 1) -> PathNode:
+def node(
+    node_id: int, start: int, end: int, span=None, children: int = 1, scope: Scope = "path"
+) -> PathNode:
     """``span`` is (start, rows) of a span that ends where the node ends."""
-    info = SpanInfo(span[0], span[1], "path") if span else None
+    info = SpanInfo(span[0], span[1], scope) if span else None
     return PathNode(node_id, start, end, children, info)
 
 
@@ -137,7 +140,7 @@ def test_table(path, end, reused, builds):
 )
 def test_how_much_a_span_must_cover(scope, covered, end, reuses):
     """Catches the two shares exchanged: what depends on the last queries ages faster."""
-    reused, builds = plan([node(1, 0, covered, (0, 100))], end, scope=scope)
+    reused, builds = plan([node(1, 0, covered, (0, 100), scope=scope)], end)
     assert reused == ([1] if reuses else [])
     assert builds[0].start == (covered if reuses else 0)
 
@@ -176,6 +179,12 @@ def fork_path(fork: int, end: int) -> list[PathNode]:
             id="rest-not-in-the-tree",
         ),
         pytest.param(fork_path(749, 1000), 1000, [Build(0, 1000, 200, 2)], id="shared-too-little"),
+        pytest.param(
+            fork_path(750, 1000),
+            1000,
+            [Build(0, 750, 150, 1), Build(750, 1000, 64, 2)],
+            id="shared-just-enough",
+        ),
         pytest.param(
             [node(1, 0, 1000, children=3)], 1000, [Build(0, 1000, 200, 1)], id="fork-at-the-end"
         ),

@@ -12,15 +12,14 @@ def window(start: int, end: int) -> QueryWindow:
     """Queries [start, end), each filled with its own position."""
     positions = torch.arange(start, end)
     queries = positions.float()[None, :, None, None].expand(2, -1, 3, 4)
-    return QueryWindow(queries, positions, start, end)
+    return QueryWindow(queries, tuple(range(start, end)))
 
 
 def content(joined: QueryWindow) -> list[int]:
     """Positions, after checking that every query still stands beside its own."""
-    assert torch.equal(
-        joined.queries, joined.positions.float()[None, :, None, None].expand(2, -1, 3, 4)
-    )
-    return joined.positions.tolist()
+    positions = joined.device_positions()
+    assert torch.equal(joined.queries, positions.float()[None, :, None, None].expand(2, -1, 3, 4))
+    return positions.tolist()
 
 
 @pytest.mark.parametrize(

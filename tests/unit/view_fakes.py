@@ -1,6 +1,7 @@
 """A main pool of random numbers and a ViewBuilder over it, for the tests of draft views.
 
-Every key of a head is unique, so each row of a view can be traced back to the token it holds.
+The first component of a key is a main slot in disguise, so that each row of a view can be traced
+back to the token it holds.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from sglang_vericache.compressors.base import Need, Scope, Scorer, ScoreInputs
+from sglang_vericache.compressors.base import Need, Scope, ScoreInputs, Scorer
 from sglang_vericache.compressors.budget import Budget
 from sglang_vericache.config import VeriCacheConfig
 from sglang_vericache.kernels.commit_rows import commit_rows
@@ -45,10 +46,10 @@ class World:
     """A builder with everything around it. Rows of the main pool are paths of LONGEST tokens."""
 
     def __init__(self, slots: int = 2000, scorer: Scorer | None = None, **settings) -> None:
-        # Rows of requests that share a prefix share its main slots, as the radix tree does.
-        self.config = VeriCacheConfig(**({"horizon": 4, "fold_tail_tokens": 100} | settings))
-        main_slots = ROWS * LONGEST + 1
+        self.config = VeriCacheConfig(**({"horizon": 4, "fold_tail_tokens": 200} | settings))
+        self.main_slots = main_slots = ROWS * LONGEST + 1
         keys, values = torch.randn(2, LAYERS, main_slots, HEADS, DIM)
+        keys[..., 0] = (torch.arange(main_slots) / main_slots)[:, None]
         table = torch.randperm(main_slots - 1)[: ROWS * LONGEST].view(ROWS, LONGEST) + 1
         self.full = FullKV(list(keys), list(values), table.to(torch.int32), DIM**-0.5)
         self.pool = DraftPool(DenseFormat(torch.float32), LAYERS, slots, HEADS, DIM, "cpu")
@@ -68,7 +69,7 @@ class World:
         return self.pool.allocator.used
 
     def share(self, row: int, other: int, tokens: int) -> None:
-        """Let ``row`` have the first tokens of ``other``."""
+        """Let ``row`` have the first tokens of ``other``, as a common prefix in the tree does."""
         self.full.row_table[row, :tokens] = self.full.row_table[other, :tokens]
 
     def node(self, node_id: int, start: int, end: int, children: int = 1) -> PathNode:
@@ -103,25 +104,21 @@ class World:
         return len(every)
 
     def tokens_of(self, view: DraftView, committed: int) -> list[list[list[int]]]:
-        """Per layer and head the path positions that the view's rows hold, in row order."""
+        """Per layer and head the path positions that the view's rows hold, in row order, after
+        checking that each holds the very key and value of that position."""
         slots = self.rows.table[view.row, : view.length(committed)].long()
-        source = self.full.slots(view.row, 0, committed)
+        position_of = torch.full((self.main_slots,), -1)
+        position_of[self.full.slots(view.row, 0, committed)] = torch.arange(committed)
+        heads = torch.arange(HEADS)
         found = []
         for layer in range(LAYERS):
-            heads = []
-            for head in range(HEADS):
-                parts = ((self.full.keys, "keys"), (self.full.values, "values"))
-                same = [
-                    (
-                        self.pool.storage.tensors[name][layer, slots, head][:, None]
-                        == main[layer][source, head][None]
-                    ).all(dim=2)
-                    for main, name in parts
-                ]
-                assert (same[0].sum(dim=1) == 1).all(), "a row holds no token of the path"
-                assert torch.equal(*same), "key and value of a row are of different tokens"
-                heads.append(same[0].int().argmax(dim=1).tolist())
-            found.append(heads)
+            keys, values = self.pool.storage.read(layer, slots)
+            main = (keys[:, :, 0].abs() * self.main_slots).round().long()  # [rows, H]
+            assert torch.equal(keys, self.full.keys[layer][main, heads]), "not a token's key"
+            assert torch.equal(values, self.full.values[layer][main, heads]), "another's value"
+            positions = position_of[main]
+            assert (positions >= 0).all(), "a token of another path"
+            found.append(positions.T.tolist())
         return found
 
     def best(

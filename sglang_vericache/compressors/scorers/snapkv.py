@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import avg_pool1d
 
-from sglang_vericache.compressors.base import Need, Scope, Scorer, ScoreInputs
+from sglang_vericache.compressors.base import Need, Scope, ScoreInputs, Scorer
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,57 @@
+# make setup | demo | test | test-long
+#
+# VENV=DIR reuses an environment that has the pinned SGLang; otherwise .venv is made here.
+# VERICACHE_CACHE=DIR holds the demo's model (default .cache).
+
+PINNED := $(shell sed -n 's/.*"sglang==\([^"]*\)".*/\1/p' pyproject.toml)
+
+# Version of a distribution in an environment, empty where either is missing.
+version_in = $(shell $(1)/bin/python -c 'from importlib.metadata import version; print(version("$(2)"))' 2>/dev/null)
+
+ENV := .venv
+ifneq ($(VENV),)
+ifeq ($(call version_in,$(VENV),sglang),$(PINNED))
+ENV := $(VENV)
+else
+$(info VENV=$(VENV) has no sglang==$(PINNED): using .venv instead)
+endif
+endif
+
+PY := $(ENV)/bin/python
+STAMP := $(ENV)/.sglang-vericache-setup
+
+.PHONY: setup demo test test-long FORCE
+
+setup: $(STAMP)
+
+# An environment may be shared: it must hold this checkout, not another one.
+HERE := $(shell $(PY) -c 'from importlib.metadata import distribution as d; print("file://$(CURDIR)" in d("sglang-vericache").read_text("direct_url.json"))' 2>/dev/null)
+ifneq ($(HERE),True)
+$(STAMP): FORCE
+endif
+
+# A command may exist and yet not run (version managers leave such), so each candidate is tried.
+$(STAMP): pyproject.toml
+	@if ! $(PY) -c '' 2>/dev/null; then \
+	  for python in python3.12 python3.11 none; do \
+	    $$python -c 'import ensurepip, venv' 2>/dev/null && break; \
+	  done; \
+	  if [ $$python = none ]; then \
+	    echo 'error: python3.12 or python3.11 with its venv module is needed' >&2; exit 1; \
+	  fi; \
+	  echo "creating $(ENV) with $$python"; \
+	  $$python -m venv --clear $(ENV); \
+	fi
+	$(PY) -m pip install --editable '.[test]'
+	@touch $@
+
+demo: setup
+	$(PY) -m sglang_vericache demo
+
+test: setup
+	$(PY) -m sglang_vericache.demo.model
+	$(PY) -m pytest -m 'not gpu and not long'
+
+test-long: setup
+	$(PY) -m sglang_vericache.demo.model
+	$(PY) -m pytest -m 'not gpu'
