@@ -122,9 +122,8 @@ def _register(hooks: Iterable[Hook]) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     for hook in hooks:
-        if not any(
-            function is hook.function for _, function, _ in HookRegistry._hooks.get(hook.target, ())
-        ):
+        known = HookRegistry._hooks.get(hook.target, ())
+        if not any(function is hook.function for _, function, _ in known):
             HookRegistry.register(hook.target, hook.function, HookType(hook.kind))
 
 

@@ -46,7 +46,7 @@ def _attend(
     slots: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    """``[w, Hq, D]`` of ``[1, Hq, w, D]`` queries, the last w of the tokens at ``slots`` ``[T]``."""
+    """``[w, Hq, D]``; the ``[1, Hq, w, D]`` queries are the last w of the ``[T]`` tokens."""
     width, tokens = query.shape[2], slots.numel()
     visible = torch.ones(width, tokens, dtype=torch.bool).tril(tokens - width)
     output = scaled_dot_product_attention(

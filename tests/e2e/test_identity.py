@@ -60,7 +60,7 @@ def test_tiny_snapkv(tiny_reference, logs):
 
 def test_tiny_keydiff_staggered_retracted_small_pool(tiny_reference, logs):
     """Steps that accept nothing, retraction at every few steps, spans evicted for memory."""
-    answers, verdict, status = run_ours(
+    _, verdict, status = run_ours(
         tiny_reference,
         logs / "tiny-stagger.log",
         (

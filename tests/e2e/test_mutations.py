@@ -1,4 +1,4 @@
-"""Would the suite notice? A broken draft must cost only acceptance, a broken accept must be seen."""
+"""Would the suite notice? A broken draft costs only acceptance, a broken accept is seen."""
 
 from __future__ import annotations
 
