@@ -6,7 +6,7 @@
 PINNED := $(shell sed -n 's/.*"sglang==\([^"]*\)".*/\1/p' pyproject.toml)
 
 # Version of a distribution in an environment, empty where either is missing.
-version_in = $(shell $(1)/bin/python -c 'from importlib.metadata import version; print(version("$(2)"))' 2>/dev/null)
+version_in = $(shell $(1)/bin/python -I -c 'from importlib.metadata import version; print(version("$(2)"))' 2>/dev/null)
 
 ENV := .venv
 ifneq ($(VENV),)
@@ -25,7 +25,8 @@ STAMP := $(ENV)/.sglang-vericache-setup
 setup: $(STAMP)
 
 # An environment may be shared: it must hold this checkout, not another one.
-HERE := $(shell $(PY) -c 'from importlib.metadata import distribution as d; print("file://$(CURDIR)" in d("sglang-vericache").read_text("direct_url.json"))' 2>/dev/null)
+# -I, because the build leaves metadata in the current directory that would be found first.
+HERE := $(shell $(PY) -I -c 'from importlib.metadata import distribution as d; print("file://$(CURDIR)" in d("sglang-vericache").read_text("direct_url.json"))' 2>/dev/null)
 ifneq ($(HERE),True)
 $(STAMP): FORCE
 endif

@@ -60,7 +60,7 @@ class Server:
             *arguments,
         ]
         # Where other processes use the cores, threads that spin at a barrier hold up the one that
-        # everybody waits for: measured 3 to 9 times slower on 2 shared cores.
+        # everybody waits for: decoding was several times slower on 2 shared cores.
         quiet = {"OMP_WAIT_POLICY": "PASSIVE"}
         self._environment = engine.environment(quiet | dict(os.environ)) | dict(variables or {})
 

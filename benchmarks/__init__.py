@@ -1,0 +1,1 @@
+"""Measurements: ``python -m benchmarks.NAME`` from the checkout; rows land in results/."""

@@ -1,0 +1,80 @@
+"""One row format for every measurement, with where it came from."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure.
+
+    Attributes:
+        case: which set-up was measured.
+        baseline: the same metric of the unmodified SGLang in the same run on the same machine,
+            None where it has none.
+        gpu: name of the device, or "cpu".
+        simulated_acceptance: where imposed run lengths came from, None when drafts were checked
+            for real.
+        mismatches: outputs that differ from the baseline's; near_ties are not among them.
+    """
+
+    case: str
+    metric: str
+    value: float
+    unit: str
+    model: str
+    flags: str
+    baseline: float | None = None
+    simulated_acceptance: str | None = None
+    tokens_per_round: float | None = None
+    mismatches: int | None = None
+    near_ties: int | None = None
+    note: str = ""
+    gpu: str = ""
+    command: str = ""
+    commit: str = ""
+    sglang: str = ""
+    date: str = ""
+
+
+def append(file: str, row: Row) -> None:
+    """Add ``row`` to results/``file`` with the machine, command, commit and date of this run."""
+    filled = asdict(row) | {
+        "gpu": row.gpu or device_name(),
+        "command": row.command or shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]),
+        "commit": row.commit or commit(),
+        "sglang": version("sglang"),
+        "date": date.today().isoformat(),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / file).open("a", encoding="utf-8") as out:
+        out.write(json.dumps(filled) + "\n")
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def commit() -> str:
+    """Short hash of the checkout, with a plus when the working tree differs from it."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent
+        )
+        return done.stdout.strip()
+
+    dirty = git("status", "--porcelain", "--untracked-files=no", "--", ":!benchmarks/results")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if dirty else "")
