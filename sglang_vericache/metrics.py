@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +42,7 @@ class DraftCounters:
     Attributes:
         rounds: verify passes that a request took part in.
         drafted: draft tokens verified.
-        accepted: draft tokens found equal to the full model's.
+        accepted: draft tokens found equal to the full model's, up to the end of the output.
         plain: tokens decoded one by one, by reason.
         rows_read: KV rows read per layer and head, of spans and tails by draft steps and of the
             full KV by verify passes and plain steps.
@@ -58,10 +59,21 @@ class DraftCounters:
     rows_full: int = 0
     draft_rows_limit_exceeded: int = 0
 
+    @classmethod
+    def parse(cls, described: Mapping[str, Any]) -> DraftCounters:
+        """Inverse of `describe`."""
+        names = ("rounds", "drafted", "accepted", "rows_read", "rows_full")
+        counts = {name: described.get(name, 0) for name in names}
+        return cls(plain=Counter(described.get("plain", {})), **counts)
+
     @property
     def round_tokens(self) -> int:
         """Tokens that rounds produced: the accepted ones and one of the full model's a round."""
         return self.accepted + self.rounds
+
+    @property
+    def tokens_per_round(self) -> float | None:
+        return self.round_tokens / self.rounds if self.rounds else None
 
     @property
     def tokens(self) -> int:
@@ -76,13 +88,22 @@ class DraftCounters:
         self.rows_full += other.rows_full
         self.draft_rows_limit_exceeded += other.draft_rows_limit_exceeded
 
+    def cut(self, tokens: int, rows_full: int) -> None:
+        """Take back ``tokens`` that a round yielded past the end of its request.
+
+        Args:
+            rows_full: rows that plain decoding would have read for them.
+        """
+        self.accepted -= tokens
+        self.rows_full -= rows_full
+
     def describe(self) -> dict[str, Any]:
         """Plain values, as the response field and the info endpoint show them."""
         return {
             "rounds": self.rounds,
             "drafted": self.drafted,
             "accepted": self.accepted,
-            "tokens_per_round": round(self.round_tokens / self.rounds, 3) if self.rounds else None,
+            "tokens_per_round": round(self.tokens_per_round, 3) if self.rounds else None,
             "plain": dict(self.plain),
             "rows_read": self.rows_read,
             "rows_full": self.rows_full,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sglang_vericache.demo.programs import Record
+from sglang_vericache.metrics import DraftCounters
 
 _NGRAM_WORDS = 8
 
@@ -25,56 +25,6 @@ class Run:
     peak_memory_bytes: int
     seconds: float
     spans: dict[str, int] | None = None
-
-
-@dataclass(frozen=True)
-class Draft:
-    """Drafting of one request or of several, in tokens that were really output.
-
-    The server's counters include what a round produced beyond the end of an answer, so tokens and
-    the rows of plain decoding are taken from the lengths instead.
-
-    Attributes:
-        in_rounds: decoded tokens that came from rounds.
-        plain: decoded tokens that came one by one, by reason.
-        rows_read: KV rows per layer and head that drafts, verify passes and plain steps read.
-        rows_full: rows that plain decoding reads for the same tokens.
-    """
-
-    rounds: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    in_rounds: int = 0
-    plain: Counter[str] = field(default_factory=Counter)
-    rows_read: int = 0
-    rows_full: int = 0
-
-    @classmethod
-    def of(cls, record: Record) -> Draft | None:
-        """None where the server reported nothing."""
-        counters = record.counters
-        if counters is None:
-            return None
-        decoded = max(record.output_tokens - 1, 0)  # the first token comes from prefill
-        plain = Counter(counters["plain"])
-        # The i-th decode step reads the prompt and i more tokens.
-        rows_full = decoded * record.prompt_tokens + decoded * (decoded + 1) // 2
-        return cls(
-            rounds=counters["rounds"],
-            drafted=counters["drafted"],
-            accepted=counters["accepted"],
-            in_rounds=decoded - plain.total(),
-            plain=plain,
-            rows_read=counters["rows_read"],
-            rows_full=rows_full,
-        )
-
-    def __add__(self, other: Draft) -> Draft:
-        return Draft(**{name: value + getattr(other, name) for name, value in vars(self).items()})
-
-    @property
-    def tokens_a_round(self) -> float | None:
-        return self.in_rounds / self.rounds if self.rounds else None
 
 
 def difference(reference: Record, ours: Record) -> str | None:
@@ -110,7 +60,7 @@ def table(reference: Run, ours: Run) -> str:
     units = ("", "", "tokens", "tokens", "", "a round", "read", "ref/ours", "ref/ours")
     rows = [head, units]
     for a, b in zip(reference.records, ours.records, strict=True):
-        draft = Draft.of(b) or Draft()
+        draft = drafting(b)
         rows.append(
             (
                 b.name,
@@ -118,7 +68,7 @@ def table(reference: Run, ours: Run) -> str:
                 str(b.prompt_tokens),
                 str(b.output_tokens),
                 "NO" if difference(a, b) else "yes",
-                _number(draft.tokens_a_round),
+                _number(draft.tokens_per_round),
                 _percent(draft.rows_read, draft.rows_full),
                 f"{a.cached_tokens}/{b.cached_tokens}",
                 f"{a.seconds:.1f}/{b.seconds:.1f}",
@@ -136,13 +86,12 @@ def summary(reference: Run, ours: Run) -> str:
     with_ids = sum(a.output_ids is not None and b.output_ids is not None for a, b in pairs)
     total = _totals(ours.records)
     reasons = ", ".join(f"{reason} {count}" for reason, count in total.plain.items())
-    decoded = total.in_rounds + total.plain.total()
     spans = ours.spans or {}
     lines = {
         "identical outputs": f"{same} of {len(pairs)} (text of all, token ids of {with_ids})",
-        "tokens a round": f"{_number(total.tokens_a_round)} ({total.accepted} of {total.drafted} "
+        "tokens a round": f"{_number(total.tokens_per_round)} ({total.accepted} of {total.drafted} "
         "drafted tokens accepted)",
-        "tokens from rounds": f"{_percent(total.in_rounds, decoded)} of {decoded} decoded; one by "
+        "tokens from rounds": f"{_percent(total.round_tokens, total.tokens)} of {total.tokens} decoded; one by "
         f"one: {reasons or 'none'}",
         "KV rows read": f"{_percent(total.rows_read, total.rows_full)} of what plain decoding "
         "reads for the same tokens",
@@ -162,12 +111,20 @@ def as_json(reference: Run, ours: Run) -> dict[str, Any]:
         "problems": problems(reference, ours),
         "reference": asdict(reference),
         "vericache": asdict(ours),
-        "drafting": {r.name: vars(draft) for r in ours.records if (draft := Draft.of(r))},
+        "drafting": {record.name: drafting(record).describe() for record in ours.records},
     }
 
 
-def _totals(records: Sequence[Record]) -> Draft:
-    return sum((draft for r in records if (draft := Draft.of(r))), start=Draft())
+def drafting(record: Record) -> DraftCounters:
+    """What the server reported of one request; all zero from an unmodified server."""
+    return DraftCounters.parse(record.counters or {})
+
+
+def _totals(records: Sequence[Record]) -> DraftCounters:
+    total = DraftCounters()
+    for record in records:
+        total.add(drafting(record))
+    return total
 
 
 def _repetition(records: Sequence[Record]) -> str:

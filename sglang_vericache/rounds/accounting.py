@@ -10,6 +10,11 @@ from sglang_vericache.rounds.policy import RoundPlan
 from sglang_vericache.rounds.request_state import RequestState
 
 
+def rows_of_plain_decoding(first: int, tokens: int) -> int:
+    """Rows that plain decoding reads for ``tokens`` tokens, ``first`` of them for the first."""
+    return tokens * first + tokens * (tokens - 1) // 2
+
+
 class StepAccount:
     """One step of a batch.
 
@@ -52,7 +57,6 @@ class StepAccount:
             counters = self.counters[i]
             if i in verified:
                 counters.accepted += tokens - 1
-            # The j-th of these tokens would have read committed + j + 1 rows.
-            counters.rows_full += tokens * (self.committed[i] + 1) + tokens * (tokens - 1) // 2
+            counters.rows_full += rows_of_plain_decoding(self.committed[i] + 1, tokens)
             state.counters.add(counters)
             total.add(counters)

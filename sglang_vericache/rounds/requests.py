@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
 from sglang_vericache.metrics import DraftCounters, counters_of
+from sglang_vericache.rounds.accounting import rows_of_plain_decoding
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.stagger import assign_group
 from sglang_vericache.support import draft_obstacle
@@ -64,6 +65,16 @@ class RunningRequests:
 
     def on_release(self, req: Req) -> None:
         self.forget(req.rid)
+        self._cut_overshoot(req)
         state = self._states.pop(req.rid, None)
         if state is not None and state.view is not None:
             self.views.close(state.view)
+
+    def _cut_overshoot(self, req: Req) -> None:
+        """A round is counted before its request's end is found in it."""
+        kept = len(req.output_ids_through_stop)
+        past_end = len(req.output_ids) - kept
+        if past_end > 0:
+            rows = rows_of_plain_decoding(len(req.origin_input_ids) + kept, past_end)
+            counters_of(req).cut(past_end, rows)
+            self.total.cut(past_end, rows)

@@ -78,3 +78,18 @@ def test_counters_live_with_the_request():
     counters_of(first).plain["grammar"] += 1
     assert counters_of(first).rounds == 1
     assert (counters_of(second).rounds, counters_of(second).plain) == (0, {})
+
+
+def test_parse_is_the_inverse_of_describe():
+    """Catches a counter that gets lost between the server and whoever reads the response."""
+    counters = DraftCounters(rounds=3, drafted=40, accepted=21, rows_read=900, rows_full=2000)
+    counters.plain["penalty"] += 4
+    assert DraftCounters.parse(counters.describe()) == counters
+    assert DraftCounters.parse({}) == DraftCounters()
+
+
+def test_cut_takes_back_what_was_past_the_end():
+    """Catches tokens behind a stop that are counted as drafted well."""
+    counters = DraftCounters(rounds=2, drafted=16, accepted=9, rows_full=1000)
+    counters.cut(4, 300)
+    assert (counters.accepted, counters.rows_full, counters.round_tokens) == (5, 700, 7)
