@@ -86,13 +86,13 @@ def summary(reference: Run, ours: Run) -> str:
     with_ids = sum(a.output_ids is not None and b.output_ids is not None for a, b in pairs)
     total = _totals(ours.records)
     reasons = ", ".join(f"{reason} {count}" for reason, count in total.plain.items())
+    share = _percent(total.round_tokens, total.tokens)
     spans = ours.spans or {}
     lines = {
         "identical outputs": f"{same} of {len(pairs)} (text of all, token ids of {with_ids})",
         "tokens a round": f"{_number(total.tokens_per_round)} ({total.accepted} of {total.drafted} "
         "drafted tokens accepted)",
-        "tokens from rounds": f"{_percent(total.round_tokens, total.tokens)} of {total.tokens} decoded; one by "
-        f"one: {reasons or 'none'}",
+        "tokens from rounds": f"{share} of {total.tokens} decoded; one by one: {reasons or 'none'}",
         "KV rows read": f"{_percent(total.rows_read, total.rows_full)} of what plain decoding "
         "reads for the same tokens",
         "compressed spans": f"{spans.get('built', 0)} built, {spans.get('reused', 0)} reused, "
