@@ -2,64 +2,24 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
-
 import torch
 
+from sglang_vericache.kernels.formats import (
+    DenseFormat,
+    Fp8Format,
+    Int4Format,
+    PoolFormat,
+    create_format,
+)
 
-class PoolFormat(ABC):
-    """Encoding of one token of one kv head.
-
-    Attributes:
-        name: how the configuration calls it.
-    """
-
-    name: str
-
-    @abstractmethod
-    def row_bytes(self, head_dim: int) -> int:
-        """Bytes of key and value of one token and kv head."""
-
-    @abstractmethod
-    def allocate(
-        self, layers: int, slots: int, heads: int, head_dim: int, device: torch.device
-    ) -> dict[str, torch.Tensor]:
-        """Storage tensors, each ``[layers, slots, heads, ...]``, zero-filled."""
-
-    @abstractmethod
-    def encode(self, keys: torch.Tensor, values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """``[..., head_dim]`` keys and values -> their storage tensors ``[..., ?]``."""
-
-    @abstractmethod
-    def decode(self, stored: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inverse of `encode`, as far as the format keeps it."""
-
-
-@dataclass(frozen=True)
-class DenseFormat(PoolFormat):
-    """Keys and values in one floating-point dtype, as the main pool has them."""
-
-    dtype: torch.dtype
-
-    @property
-    def name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
-
-    def row_bytes(self, head_dim: int) -> int:
-        return 2 * head_dim * self.dtype.itemsize
-
-    def allocate(self, layers, slots, heads, head_dim, device):
-        shape = (layers, slots, heads, head_dim)
-        return {
-            part: torch.zeros(shape, dtype=self.dtype, device=device) for part in ("keys", "values")
-        }
-
-    def encode(self, keys, values):
-        return {"keys": keys.to(self.dtype), "values": values.to(self.dtype)}
-
-    def decode(self, stored):
-        return stored["keys"], stored["values"]
+__all__ = [
+    "DenseFormat",
+    "Fp8Format",
+    "Int4Format",
+    "PoolFormat",
+    "PoolStorage",
+    "create_format",
+]
 
 
 class PoolStorage:
@@ -69,6 +29,10 @@ class PoolStorage:
 
     Args:
         slots: usable slots; the storage holds one more.
+
+    Attributes:
+        tensors: by name, each ``[layers, slots + 1, heads, ...]``; which there are and what they
+            hold is the format's affair.
     """
 
     def __init__(

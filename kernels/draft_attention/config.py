@@ -1,0 +1,99 @@
+"""Launch constants of draft attention: a table instead of autotuning, which would have to run
+inside graph capture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import triton
+
+from sglang_vericache.kernels.pool_format import DenseFormat, Int4Format, PoolStorage
+
+# Rows of a split below which its start and its partial result cost more than it brings.
+LEAST_SPLIT_ROWS = 128
+# Splits are counted to fill the multiprocessors this many times: with less, a batch of ragged
+# lengths leaves some idle at the end; with more, partial results are a visible share of the bytes.
+ROUNDS_OF_PROGRAMS = 2
+# Tensor cores take this many rows of queries at a time; fewer are padded.
+TENSOR_CORE_ROWS = 16
+WITHOUT_GPU = 4  # multiprocessors assumed under the interpreter
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """How one kernel is launched.
+
+    Attributes:
+        block_n: rows read at a time.
+        resident: programs that share a multiprocessor, as registers and shared memory allow.
+    """
+
+    block_n: int
+    num_warps: int
+    num_stages: int
+    resident: int
+
+
+# By kind of pool and head_dim rounded up to a power of two. Chosen from what the compiler reports
+# for sm_90 (registers, shared memory, instructions of the loop) so that at least 40 KB are in
+# flight on a multiprocessor; BENCHMARK DECIDES: `python -m benchmarks.kernels --sweep`.
+TABLE: dict[tuple[str, int], AttentionConfig] = {
+    ("half", 64): AttentionConfig(64, 2, 3, 9),
+    ("half", 128): AttentionConfig(64, 4, 3, 5),
+    ("half", 256): AttentionConfig(64, 4, 3, 3),
+    ("fp8", 64): AttentionConfig(64, 2, 5, 7),
+    ("fp8", 128): AttentionConfig(32, 2, 3, 7),
+    ("fp8", 256): AttentionConfig(32, 2, 3, 4),
+    # One warp: a nibble plane of 16 columns cannot be shared out to more without doing it twice.
+    ("int4", 64): AttentionConfig(32, 1, 3, 16),
+    ("int4", 128): AttentionConfig(64, 4, 3, 5),
+    ("int4", 256): AttentionConfig(64, 4, 3, 3),
+    # For tests: products in float32 do not use tensor cores.
+    ("float32", 64): AttentionConfig(32, 4, 2, 3),
+    ("float32", 128): AttentionConfig(16, 4, 2, 2),
+    ("float32", 256): AttentionConfig(16, 4, 2, 1),
+}
+# Many queries or heads of a group: fewer warps would spill registers.
+MANY_ROWS = AttentionConfig(64, 4, 3, 2)
+
+
+def kind_of(storage: PoolStorage) -> str:
+    """Row of the table for a pool."""
+    if isinstance(storage.format, Int4Format):
+        return "int4"
+    if not isinstance(storage.format, DenseFormat):
+        return "fp8"
+    return "float32" if storage.format.dtype == torch.float32 else "half"
+
+
+def config_of(storage: PoolStorage, query_rows: int) -> AttentionConfig:
+    """The table's entry for a pool; head_dim below 64 and above 256 take the nearest.
+
+    Args:
+        query_rows: queries times query heads of a kv head.
+    """
+    kind = kind_of(storage)
+    if query_rows > TENSOR_CORE_ROWS and kind != "float32":
+        return MANY_ROWS
+    width = triton.next_power_of_2(storage.head_dim)
+    return TABLE[kind, min(max(width, 64), 256)]
+
+
+def split_count(config: AttentionConfig, pairs: int, table_width: int, multiprocessors: int) -> int:
+    """Splits of every view, from what the host knows: never from the lengths on the device.
+
+    Args:
+        pairs: requests times kv heads.
+        table_width: slots of a row, the longest that a view can be.
+    """
+    wanted = ROUNDS_OF_PROGRAMS * multiprocessors * config.resident // max(pairs, 1)
+    return max(1, min(wanted, table_width // LEAST_SPLIT_ROWS))
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return WITHOUT_GPU
+    return torch.cuda.get_device_properties(device).multi_processor_count
