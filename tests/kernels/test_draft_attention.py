@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from pools import DEVICE, Views, views
 
 from sglang_vericache.kernels.draft_attention import draft_attention
-from sglang_vericache.kernels.pool_format import DenseFormat, PoolStorage
+from sglang_vericache.kernels.pool_format import DenseFormat
 
 # float32 sums over at most 128 dimensions and 150 rows, outputs of size 1.
 FLOAT32_TOLERANCE = 5e-6
@@ -19,13 +20,10 @@ BFLOAT16_TOLERANCE = 2**-8
 
 @dataclass
 class Case:
-    """Two layers, rows of slots that share nothing, garbage in every slot outside the views."""
+    """Queries over views; not-a-number in every slot outside the views."""
 
     query: torch.Tensor
-    storage: PoolStorage
-    row_table: torch.Tensor
-    rows: torch.Tensor
-    lengths: torch.Tensor
+    views: Views
     scaling: float
     logit_cap: float = 0.0
     layer: int = 1
@@ -33,30 +31,31 @@ class Case:
     def run(self) -> np.ndarray:
         output = draft_attention(
             self.query,
-            self.storage,
+            self.views.storage,
             self.layer,
-            self.row_table,
-            self.rows,
-            self.lengths,
+            self.views.row_table,
+            self.views.rows,
+            self.views.lengths,
             self.scaling,
             self.logit_cap,
         )
         assert (output.shape, output.dtype) == (self.query.shape, self.query.dtype)
-        return output.double().numpy()
+        return output.double().cpu().numpy()
 
     def formula(self) -> np.ndarray:
-        keys = self.storage.tensors["keys"][self.layer].double().numpy()
-        values = self.storage.tensors["values"][self.layer].double().numpy()
-        query = self.query.double().numpy()
+        stored = self.views.storage.tensors
+        keys = stored["keys"][self.layer].double().cpu().numpy()
+        values = stored["values"][self.layer].double().cpu().numpy()
+        query = self.query.double().cpu().numpy()
         batch, queries, query_heads, _ = query.shape
         group = query_heads // keys.shape[1]
         output = np.zeros(query.shape)
         for b in range(batch):
-            slots = self.row_table[self.rows[b], : self.lengths[b]].tolist()
+            slots = self.views.slots(b).tolist()
             for i in range(queries):
                 # The queries are the last tokens of the view; each sees those up to itself.
-                seen = slots[: len(slots) - (queries - 1 - i)]
-                for h in range(query_heads):
+                seen = slots[: max(0, len(slots) - (queries - 1 - i))]
+                for h in range(query_heads if seen else 0):
                     logits = self.scaling * keys[seen, h // group] @ query[b, i, h]
                     if self.logit_cap:
                         logits = self.logit_cap * np.tanh(logits / self.logit_cap)
@@ -73,27 +72,12 @@ def make(
     dim: int = 64,
     dtype: torch.dtype = torch.float32,
 ) -> Case:
-    width = max(lengths) + 9
-    slots = sum(lengths) + 20
-    storage = PoolStorage(DenseFormat(dtype), 2, slots, heads, dim, "cpu")
-    for tensor in storage.tensors.values():
-        tensor.fill_(float("nan"))
-    batch = len(lengths)
-    rows = torch.randperm(batch + 3)[:batch]
-    # Entries past a view's end are stale slots: some of padding, some that hold nothing.
-    unused = slots - sum(lengths)
-    row_table = torch.randint(0, unused, (batch + 3, width), dtype=torch.int32)
-    free = torch.randperm(slots - unused) + unused + 1
-    for row, own in zip(rows.tolist(), free.split(lengths), strict=True):
-        row_table[row, : len(own)] = own.to(torch.int32)
-        for tensor in storage.tensors.values():
-            tensor[1, own] = torch.randn(len(own), heads, dim).to(dtype)
-    query = torch.randn(batch, queries, heads * group, dim).to(dtype)
-    return Case(query, storage, row_table, rows, torch.tensor(lengths), dim**-0.5)
+    query = torch.randn(len(lengths), queries, heads * group, dim).to(DEVICE, dtype)
+    return Case(query, views(DenseFormat(dtype), lengths, heads, dim), dim**-0.5)
 
 
 @pytest.mark.parametrize("group", [1, 3, 4, 7])
-@pytest.mark.parametrize("dim", [64, 80, 128])
+@pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
 def test_head_sizes_and_groups(dim, group):
     """Catches query heads that read another head's keys, and sizes that are no power of two."""
     case = make([37, 1, 150], dim=dim, group=group, heads=2)
@@ -102,12 +86,14 @@ def test_head_sizes_and_groups(dim, group):
 
 @pytest.mark.parametrize("queries", [1, 2, 5])
 @pytest.mark.parametrize(
-    "lengths", [[5], [5, 6, 7], [90, 5, 33], [64, 64]], ids=["one", "ragged", "mixed", "even"]
+    "lengths",
+    [[5], [5, 6, 7], [90, 5, 33], [64, 64], [20, 0, 7, 0]],
+    ids=["one", "ragged", "mixed", "even", "padded"],
 )
 def test_queries_see_up_to_themselves(lengths, queries):
     """Catches a causal mask that is one off or aligned with the start of the view instead of its
     end, masks shared by requests of different lengths, and not-a-number from beyond the end: zero
-    weight times not-a-number is not zero."""
+    weight times not-a-number is not zero. Rows that pad a batch have no tokens: zeros."""
     case = make(lengths, queries=queries)
     found = case.run()
     assert np.isfinite(found).all()
@@ -147,18 +133,18 @@ def test_layer():
 def test_single_token_returns_its_value():
     """Catches a softmax that is not one over one token."""
     case = make([1], heads=2, group=3)
-    value = case.storage.tensors["values"][1, case.row_table[case.rows[0], 0].long()]
-    wanted = value.repeat_interleave(3, dim=0)[None, None].numpy()
+    value = case.views.storage.tensors["values"][1, case.views.slots(0)[0]]
+    wanted = value.repeat_interleave(3, dim=0)[None, None].cpu().numpy()
     np.testing.assert_allclose(case.run(), wanted, atol=FLOAT32_TOLERANCE)
 
 
 def test_order_of_rows_carries_no_meaning():
     """Catches positions derived from rows: a span's rows hold different tokens for each head."""
     case = make([40], queries=2)
-    shuffled = case.row_table.clone()
-    row = case.rows[0]
+    shuffled = case.views.row_table.clone()
+    row = case.views.rows[0]
     shuffled[row, :38] = shuffled[row, torch.randperm(38)]
-    found = replace(case, row_table=shuffled).run()
+    found = replace(case, views=replace(case.views, row_table=shuffled)).run()
     np.testing.assert_allclose(found, case.formula(), atol=FLOAT32_TOLERANCE)
 
 
@@ -166,8 +152,9 @@ def test_order_of_requests():
     """Catches rows taken by place in the batch instead of by request."""
     case = make([10, 30, 20])
     order = torch.tensor([2, 0, 1])
+    rows, lengths = case.views.rows[order], case.views.lengths[order]
     permuted = replace(
-        case, query=case.query[order], rows=case.rows[order], lengths=case.lengths[order]
+        case, query=case.query[order], views=replace(case.views, rows=rows, lengths=lengths)
     )
     np.testing.assert_allclose(permuted.run(), case.formula()[order], atol=FLOAT32_TOLERANCE)
 
@@ -175,9 +162,10 @@ def test_order_of_requests():
 def test_nothing_is_written():
     """Catches masking in place of the pool: its slots belong to others."""
     case = make([10, 30])
-    before = {name: tensor.clone() for name, tensor in case.storage.tensors.items()}
-    query, table = case.query.clone(), case.row_table.clone()
+    storage = case.views.storage
+    before = {name: tensor.clone() for name, tensor in storage.tensors.items()}
+    query, table = case.query.clone(), case.views.row_table.clone()
     case.run()
-    for name, tensor in case.storage.tensors.items():
+    for name, tensor in storage.tensors.items():
         assert torch.equal(tensor.nan_to_num(), before[name].nan_to_num())
-    assert torch.equal(case.query, query) and torch.equal(case.row_table, table)
+    assert torch.equal(case.query, query) and torch.equal(case.views.row_table, table)
