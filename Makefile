@@ -20,6 +20,9 @@ endif
 PY := $(ENV)/bin/python
 STAMP := $(ENV)/.sglang-vericache-setup
 
+# The same kernel tests once more, through Triton's interpreter instead of the torch references.
+INTERPRETED_KERNELS = TRITON_INTERPRET=1 $(PY) -m pytest -m 'not gpu' tests/kernels
+
 .PHONY: setup demo test test-long FORCE
 
 setup: $(STAMP)
@@ -52,7 +55,9 @@ demo: setup
 test: setup
 	$(PY) -m sglang_vericache.demo.model
 	$(PY) -m pytest -m 'not gpu and not long'
+	$(INTERPRETED_KERNELS)
 
 test-long: setup
 	$(PY) -m sglang_vericache.demo.model
 	$(PY) -m pytest -m 'not gpu'
+	$(INTERPRETED_KERNELS)

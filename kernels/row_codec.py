@@ -78,25 +78,23 @@ def to_stored(rows, DTYPE: tl.constexpr):
         rows = tl.where(rows > LARGEST_FP8, LARGEST_FP8, rows)
         rows = tl.where(rows < -LARGEST_FP8, -LARGEST_FP8, rows)
         if INTERPRETED:
-            rows = nearest_fp8(rows)
+            return fp8_bits(rows).to(DTYPE, bitcast=True)
     return rows.to(DTYPE)
 
 
 @triton.jit
-def nearest_fp8(rows):
-    """The nearest e4m3 numbers, ties to even, in float32."""
+def fp8_bits(rows):
+    """The nearest e4m3 numbers of float32 numbers, ties to even, as uint8."""
     size = tl.abs(rows)
-    # Three bits after the leading one; below 2^-6 the spacing stays.
+    # Eight steps from one power of two to the next; below 2^-6 they get no smaller.
     exponent = tl.maximum(tl.floor(tl.log2(tl.maximum(size, 1e-9))), -6.0)
-    spacing = tl.exp2(exponent - 3.0)
-    steps = size / spacing
+    steps = size / tl.exp2(exponent - 3.0)
     down = tl.floor(steps)
     rest = steps - down
     odd = down - 2.0 * tl.floor(down / 2.0)
-    up = (rest > 0.5) | ((rest == 0.5) & (odd == 1.0))
-    nearest = tl.where(up, down + 1.0, down) * spacing
-    nearest = tl.where(rows < 0.0, -nearest, nearest)
-    return tl.where(rows == 0.0, rows, nearest)
+    steps = tl.where((rest > 0.5) | ((rest == 0.5) & (odd == 1.0)), down + 1.0, down)
+    bits = tl.where(rows == rows, 8.0 * (exponent + 6.0) + steps, 127.0).to(tl.int32)
+    return (bits | ((rows.to(tl.int32, bitcast=True) >> 24) & 0x80)).to(tl.uint8)
 
 
 @triton.jit

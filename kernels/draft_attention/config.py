@@ -36,19 +36,19 @@ class AttentionConfig:
     resident: int
 
 
-# By kind of pool and head_dim rounded up to a power of two. Chosen from what the compiler reports
-# for sm_90 (registers, shared memory, instructions of the loop) so that at least 40 KB are in
-# flight on a multiprocessor; BENCHMARK DECIDES: `python -m benchmarks.kernels --sweep`.
+# By kind of pool and head_dim rounded up to a power of two. Chosen from what the compilers of
+# triton 3.6 and 3.8 report for sm_90: no spills, 35 KB or more in flight on a multiprocessor, and
+# few instructions a row. `python -m benchmarks.kernels --sweep` times the alternatives.
 TABLE: dict[tuple[str, int], AttentionConfig] = {
     ("half", 64): AttentionConfig(64, 2, 3, 9),
     ("half", 128): AttentionConfig(64, 4, 3, 5),
     ("half", 256): AttentionConfig(64, 4, 3, 3),
     ("fp8", 64): AttentionConfig(64, 2, 5, 7),
-    ("fp8", 128): AttentionConfig(32, 2, 3, 7),
-    ("fp8", 256): AttentionConfig(32, 2, 3, 4),
+    ("fp8", 128): AttentionConfig(32, 2, 3, 6),
+    ("fp8", 256): AttentionConfig(32, 4, 3, 2),
     # One warp: a nibble plane of 16 columns cannot be shared out to more without doing it twice.
     ("int4", 64): AttentionConfig(32, 1, 3, 16),
-    ("int4", 128): AttentionConfig(64, 4, 3, 5),
+    ("int4", 128): AttentionConfig(64, 4, 3, 4),
     ("int4", 256): AttentionConfig(64, 4, 3, 3),
     # For tests: products in float32 do not use tensor cores.
     ("float32", 64): AttentionConfig(32, 4, 2, 3),
@@ -76,7 +76,11 @@ def config_of(storage: PoolStorage, query_rows: int) -> AttentionConfig:
     """
     kind = kind_of(storage)
     if query_rows > TENSOR_CORE_ROWS and kind != "float32":
-        return MANY_ROWS
+        if kind != "int4":
+            return MANY_ROWS
+        # Nibble planes are narrow, so warps share out rows of queries.
+        tiles = triton.next_power_of_2(query_rows) // TENSOR_CORE_ROWS
+        return AttentionConfig(32, min(tiles, 4), 3, 4)
     width = triton.next_power_of_2(storage.head_dim)
     return TABLE[kind, min(max(width, 64), 256)]
 
