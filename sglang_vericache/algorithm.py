@@ -18,7 +18,8 @@ from sglang_vericache.support import validate_model, validate_server
 class VeriCacheAlgorithm(CustomSpecAlgo):
     """Answers what SGLang asks of an algorithm; no draft model, no draft weights.
 
-    SGLang 0.5.23 calls three methods that CustomSpecAlgo lacks (patches/0002).
+    SGLang 0.5.23 calls the first three methods although CustomSpecAlgo lacks them (patches/0002),
+    and the next two where it is patched (patches/0006, 0008).
     """
 
     def create_future_map(
@@ -35,6 +36,15 @@ class VeriCacheAlgorithm(CustomSpecAlgo):
 
     def carries_draft_hidden_states(self) -> bool:
         return False
+
+    def get_output_streamer_class(self) -> type:
+        from sglang_vericache.output_streamer import VeriCacheOutputStreamer
+
+        return VeriCacheOutputStreamer
+
+    def advances_grammar_after_finish(self) -> bool:
+        # Requests with a grammar are decoded plainly, so they follow the plain order.
+        return True
 
     def has_draft_kv(self) -> bool:
         # Drafts write to the draft pool; the main pool only needs slots for the verify pass.

@@ -24,5 +24,6 @@ HOOKS = (
         reserve_per_decode,
         "without overlap half of the reserve is never used, and it overruns the request's row",
         "0004-decode-reserve.patch",
+        "sglang.srt.mem_cache.allocation_sizing.get_num_unsettled_decode_steps",
     ),
 )
