@@ -31,6 +31,12 @@ class VeriCacheAlgorithm(CustomSpecAlgo):
             device, self, req_to_token_pool, needs_cpu_seq_lens, needs_confidence_relay
         )
 
+    def is_speculative(self) -> bool:
+        """SGLang asks this where it builds CUDA graphs and warms up: the target model's decode
+        graphs are the plain ones, which plain requests replay; verify passes bring their own
+        shape, and drafting its own graphs."""
+        return False
+
     def need_topk(self) -> bool:
         return False
 

@@ -17,7 +17,9 @@ from sglang_vericache.compressors.registry import create_scorer
 from sglang_vericache.config import VeriCacheConfig
 from sglang_vericache.draft.backend import DraftAttentionBackend
 from sglang_vericache.draft.drafter import Drafter
+from sglang_vericache.draft.graphs import DraftGraphs
 from sglang_vericache.draft.query_capture import CaptureRange, QueryCapture
+from sglang_vericache.draft.step import DraftStep
 from sglang_vericache.draft_input import PendingTokens
 from sglang_vericache.emission import Emission
 from sglang_vericache.flags import config_of
@@ -76,18 +78,31 @@ class VeriCacheWorker(BaseSpecWorker):
         self.rows = create_rows(self.config, req_to_token_pool.req_to_token)
         rows = req_to_token_pool.req_to_token.shape[0]
         self.drafts = torch.zeros(
-            (rows, self.config.horizon), dtype=torch.int64, device=self.pool.device
+            (rows, self.config.horizon + 1), dtype=torch.int64, device=self.pool.device
         )
 
     def init_attention_backends(self) -> None:
         picker = create_picker(self.config.verify_chunk_rows, self.model_runner)
         self.draft_backend = DraftAttentionBackend(self.pool, self.rows)
-        self.drafter = Drafter(
-            self.model_runner, self.draft_backend, self.rows, self.drafts, picker
+        self.draft_step = DraftStep(
+            self.model_runner,
+            self.draft_backend,
+            self.rows,
+            self.drafts,
+            picker,
+            self.req_to_token_pool.size,
         )
         self.max_position = self.model_runner.model_config.context_len - 1
         self.verifier = Verifier(self.model_runner, self.drafts, picker, self.max_position)
         self.capture = QueryCapture(self.model_runner.attn_backend, self.scorer.window_tokens)
+
+    def init_cuda_graphs(self) -> None:
+        runner = self.model_runner.decode_cuda_graph_runner
+        graphs = None
+        if torch.device(self.pool.device).type == "cuda" and runner is not None:
+            graphs = DraftGraphs(self.draft_step, sorted(runner.capture_bs))
+            graphs.capture()
+        self.drafter = Drafter(self.draft_step, graphs)
 
     @property
     def spec_v2_attn_backends(self) -> tuple:

@@ -65,6 +65,7 @@ def server_hooks() -> tuple[Hook, ...]:
         internal_state,
         logits_processor,
         output_streamer,
+        pool_budget,
         response_fields,
     )
 
@@ -75,6 +76,7 @@ def server_hooks() -> tuple[Hook, ...]:
         *internal_state.HOOKS,
         *logits_processor.HOOKS,
         *output_streamer.HOOKS,
+        *pool_budget.HOOKS,
         *response_fields.HOOKS,
         *torch_native_verify.HOOKS,
     )
