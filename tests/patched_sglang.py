@@ -14,6 +14,8 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import pytest
+
 from sglang_vericache.cpu.engine import KERNEL_LIBRARY
 
 FOLDER = Path(__file__).resolve().parent.parent / "patches"
@@ -78,3 +80,9 @@ def environment(target: Path) -> Mapping[str, str]:
 
 def in_use() -> bool:
     return os.environ.get(SWITCH) == "1"
+
+
+def required() -> None:
+    """Skip the calling test file on any other SGLang; test_patches.py runs it on this one."""
+    if not in_use():
+        pytest.skip("needs a patched SGLang; test_patches.py runs this", allow_module_level=True)
