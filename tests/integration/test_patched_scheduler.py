@@ -55,7 +55,8 @@ def config(tmp_path_factory):
     model = tmp_path_factory.mktemp("model")
     (model / "config.json").write_text(json.dumps(DENSE))
     flags = ["--device", "cpu", "--skip-tokenizer-init", "--log-level", "error"]
-    record = prepare_server_args(["--model-path", str(model), *flags, "--enable-vericache"])
+    # Without our flag: it would apply the hooks of patches that are missing.
+    record = prepare_server_args(["--model-path", str(model), *flags])
     return publish(record, role="scheduler", ranks=SpawnRanks(world_rank=0))
 
 
@@ -68,6 +69,7 @@ def test_a_row_holds_the_reserve(config, monkeypatch, draft_tokens, page_size, o
         "test",
         disable_overlap_schedule=not overlap,
         page_size=page_size,
+        speculative_algorithm=BUILTIN.name,
         speculative_num_steps=draft_tokens - 1,
     )
     monkeypatch.setattr(allocation_sizing, "max_speculative_num_draft_tokens", lambda: draft_tokens)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import patched_sglang
@@ -108,6 +109,12 @@ def test_the_readme_lists_all():
         assert named == hooks, patch
         assert hooks or "no hook" in row[1], patch
         assert re.search(r"#\d+|none found", row[3]), patch
+
+
+def test_the_fields_are_installed():
+    """Catches an installation from before there was this entry point."""
+    found = [e.value for e in entry_points(group="sglang.srt.server_args") if e.name == "vericache"]
+    assert found == ["sglang_vericache.server_fields:VeriCacheFields"], "pip install -e . again"
 
 
 @pytest.mark.skipif(engine.in_use(), reason="test_cpu_engine.py's process, which runs one SGLang")
