@@ -68,7 +68,6 @@ class VeriCacheAlgorithm(CustomSpecAlgo):
         server_args.speculative_num_steps = config.horizon
         server_args.speculative_eagle_topk = 1
         server_args.speculative_num_draft_tokens = config.verify_width
-        server_args.disable_overlap_schedule = True
         server_args.radix_cache_backend = RADIX_BACKEND
 
 
@@ -95,7 +94,10 @@ def register() -> None:
     from sglang.srt.mem_cache.registry import register_radix_cache_backend
 
     @SpeculativeAlgorithm.register(
-        ALGORITHM, validate_server_args=validate, spec_class=VeriCacheAlgorithm
+        ALGORITHM,
+        supports_overlap=True,
+        validate_server_args=validate,
+        spec_class=VeriCacheAlgorithm,
     )
     def create_worker(server_args: Any) -> type:
         from sglang_vericache.worker import VeriCacheWorker

@@ -14,7 +14,7 @@ from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 
 from sglang_vericache.compressors.registry import create_scorer
-from sglang_vericache.config import VeriCacheConfig
+from sglang_vericache.config import RECENT_TOKENS, VeriCacheConfig
 from sglang_vericache.draft.backend import DraftAttentionBackend
 from sglang_vericache.draft.drafter import Drafter
 from sglang_vericache.draft.graphs import DraftGraphs
@@ -32,12 +32,14 @@ from sglang_vericache.rounds.policy import Candidate, RoundPlan, plan_step
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.requests import RunningRequests
 from sglang_vericache.support import (
+    AWAITS_CHECKPOINT,
     END_OF_OUTPUT,
     NO_DRAFT_MEMORY,
     SHORT_CONTEXT,
     draft_obstacle,
     validate_layers,
 )
+from sglang_vericache.tree.view import DraftView
 from sglang_vericache.tree.view_builder import FullKV, ViewBuilder
 from sglang_vericache.verify.logits_consumer import create_picker
 from sglang_vericache.verify.verifier import Verifier
@@ -164,7 +166,7 @@ class VeriCacheWorker(BaseSpecWorker):
     def _decode(self, batch: ScheduleBatch, on_publish) -> GenerationBatchResult:
         pending = batch.spec_info.bonus_tokens
         committed = batch.seq_lens_cpu.tolist()
-        states = self.requests.of(batch)
+        states = self.requests.of(batch, committed)
         reasons = [
             self._prepare(req, state, length)
             for req, state, length in zip(batch.reqs, states, committed, strict=True)
@@ -193,32 +195,44 @@ class VeriCacheWorker(BaseSpecWorker):
         if state.obstacle is not None:
             return state.obstacle
         if state.view is None:
-            if committed < self.config.min_context_tokens:
-                return SHORT_CONTEXT
-            if state.memory_generation == self.pool.allocator.generation:
-                return NO_DRAFT_MEMORY
-            path, window = self.tree_cache.path_of(req), self.capture.window(req.rid)
-            state.view = self.views.open(state.row, path, committed, window)
-            if state.view is not None:
-                self.capture.forget(req.rid)
-        elif (
-            state.drafted == 0
-            and state.view.tail_tokens(committed) > self.config.fold_tail_tokens
-            and not self.views.fold(state.view, committed)
-        ):
-            self._close_view(state)
-        if state.view is not None and not self.views.reserve(
-            state.view, state.view.length(committed) + self.config.verify_width
-        ):
-            self._close_view(state)
-        if state.view is None:
-            state.memory_generation = self.pool.allocator.generation
-            return NO_DRAFT_MEMORY
+            return self._open_view(req, state, committed)
+        long_tail = state.view.tail_tokens(committed) > self.config.fold_tail_tokens
+        folds = state.drafted == 0 and long_tail
+        if folds and not self.views.fold(state.view, committed):
+            return self._without_memory(state)
+        if not self._reserve(state.view, committed):
+            return self._without_memory(state)
         return None
 
-    def _close_view(self, state: RequestState) -> None:
-        self.views.close(state.view)
+    def _open_view(self, req: Req, state: RequestState, committed: int) -> str | None:
+        if committed < self.config.min_context_tokens:
+            return SHORT_CONTEXT
+        if state.memory_generation == self.pool.allocator.generation:
+            return NO_DRAFT_MEMORY
+        if not self.tree_cache.holds_prompt(req, state.prompt_tokens):
+            # Overlap scheduling: the prefill's result is processed while this step runs.
+            return AWAITS_CHECKPOINT
+        # A span over the prompt can be shared; what was generated since goes to the tail.
+        fresh = committed - state.prompt_tokens <= RECENT_TOKENS
+        shareable = fresh and state.prompt_tokens >= self.config.min_context_tokens
+        end = state.prompt_tokens if shareable else committed
+        path, window = self.tree_cache.path_of(req), self.capture.window(req.rid)
+        state.view = self.views.open(state.row, path, end, window)
+        if state.view is None or not self._reserve(state.view, committed):
+            return self._without_memory(state)
+        self.capture.forget(req.rid)
+        self.views.fill_tail(state.view, committed)
+        return None
+
+    def _reserve(self, view: DraftView, committed: int) -> bool:
+        return self.views.reserve(view, view.length(committed) + self.config.verify_width)
+
+    def _without_memory(self, state: RequestState) -> str:
+        if state.view is not None:
+            self.views.close(state.view)
         state.view, state.drafted = None, 0
+        state.memory_generation = self.pool.allocator.generation
+        return NO_DRAFT_MEMORY
 
     def _plan(
         self,
@@ -229,7 +243,9 @@ class VeriCacheWorker(BaseSpecWorker):
     ) -> RoundPlan:
         candidates = []
         for i, (req, state) in enumerate(zip(batch.reqs, states, strict=True)):
-            remaining = req.sampling_params.max_new_tokens - len(req.output_ids)
+            # Not from output_ids, which trail by a step under overlap scheduling.
+            produced = committed[i] + 1 - len(req.origin_input_ids)
+            remaining = req.sampling_params.max_new_tokens - produced
             room = min(self.config.horizon, remaining - 1, self.max_position - committed[i])
             if reasons[i] is None and room <= 0:
                 reasons[i] = END_OF_OUTPUT
