@@ -26,6 +26,7 @@ RADIX_BACKEND = "vericache"
 # attributes through its seal and pickles them to the scheduler process.
 RECORD_ATTRIBUTE = "_vericache"
 SWITCH = "enable_vericache"
+SWITCH_HELP = "Draft with a compressed KV cache and verify with the full one: the same tokens."
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,9 @@ FLAGS: tuple[Flag, ...] = (
     ),
 )
 
+# Keywords of Engine, the switch first.
+NAMES = (SWITCH, *(flag.name for flag in FLAGS))
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags to SGLang's parser; values stay raw until `config_from`."""
@@ -126,7 +130,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--enable-vericache",
         dest=SWITCH,
         action="store_true",
-        help="Draft with a compressed KV cache and verify with the full one: the same tokens.",
+        help=SWITCH_HELP,
     )
     for flag in FLAGS:
         group.add_argument(
@@ -159,8 +163,7 @@ def config_from(values: Mapping[str, Any]) -> VeriCacheConfig | None:
 
 def take_keywords(keywords: dict[str, Any]) -> VeriCacheConfig | None:
     """Remove our keywords from Engine's and return their config (None without the switch)."""
-    names = [SWITCH, *(flag.name for flag in FLAGS)]
-    return config_from({name: keywords.pop(name) for name in names if name in keywords})
+    return config_from({name: keywords.pop(name) for name in NAMES if name in keywords})
 
 
 def config_of(server_args: Any) -> VeriCacheConfig | None:

@@ -30,7 +30,7 @@ RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 GROUND = {"config", "metrics"}
 
 FREE_OF_SGLANG = (
-    *("config.py", "flags.py", "metrics.py", "compressors"),
+    *("config.py", "flags.py", "metrics.py", "server_fields.py", "compressors"),
     *("pool/allocator.py", "pool/rows.py", "pool/span.py", "pool/sizing.py"),
     *("tree/view_plan.py", "tree/span_table.py", "tree/view.py", "tree/view_builder.py"),
     *("rounds/policy.py", "rounds/stagger.py"),

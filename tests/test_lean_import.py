@@ -34,6 +34,7 @@ def probe(*modules: str) -> tuple[list[str], bool]:
         "sglang_vericache.config",
         "sglang_vericache.flags",
         "sglang_vericache.plugin",
+        "sglang_vericache.server_fields",
         "sglang_vericache.cli",
     ],
 )

@@ -7,8 +7,8 @@ from sglang_vericache.hooks import Hook
 
 def add_vericache(result, controller, state) -> None:
     worker = controller.scheduler.draft_worker
-    if hasattr(worker, "status"):
-        state["vericache"] = worker.status()
+    if hasattr(worker, "get_internal_state"):
+        state.update(worker.get_internal_state())
 
 
 HOOKS = (
@@ -19,5 +19,6 @@ HOOKS = (
         add_vericache,
         "a registered algorithm cannot contribute to /server_info",
         "0006-request-level-info.patch",
+        "sglang.srt.speculative.base_spec_worker.BaseSpecWorker.get_internal_state",
     ),
 )
