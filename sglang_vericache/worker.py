@@ -18,6 +18,7 @@ from sglang_vericache.config import VeriCacheConfig
 from sglang_vericache.draft.backend import DraftAttentionBackend
 from sglang_vericache.draft.drafter import Drafter
 from sglang_vericache.draft.query_capture import CaptureRange, QueryCapture
+from sglang_vericache.draft.rotary import ModelRotary
 from sglang_vericache.draft_input import PendingTokens
 from sglang_vericache.emission import Emission
 from sglang_vericache.flags import config_of
@@ -56,6 +57,9 @@ class VeriCacheWorker(BaseSpecWorker):
         if problem is not None:
             raise ValueError(problem)
         self.scorer = create_scorer(self.config.compressor)
+        watch = self.scorer.watch
+        undoes_rotary = watch is not None and watch.undoes_rotary
+        self.rotary = ModelRotary(self.model_runner.model) if undoes_rotary else None
         self.requests: RunningRequests | None = None
         self._accounts: deque[StepAccount] = deque()
         self._step = 0
@@ -86,7 +90,8 @@ class VeriCacheWorker(BaseSpecWorker):
         )
         self.max_position = self.model_runner.model_config.context_len - 1
         self.verifier = Verifier(self.model_runner, self.drafts, picker, self.max_position)
-        self.capture = QueryCapture(self.model_runner.attn_backend, self.scorer.window_tokens)
+        backend = self.model_runner.attn_backend
+        self.capture = QueryCapture(backend, self.scorer.watch, self.rotary)
 
     @property
     def spec_v2_attn_backends(self) -> tuple:
@@ -104,6 +109,7 @@ class VeriCacheWorker(BaseSpecWorker):
             values=[main.get_value_buffer(layer) for layer in layers],
             row_table=self.req_to_token_pool.req_to_token,
             scaling=attention.scaling,
+            rotary=self.rotary,
         )
         self.tree_cache = batch.tree_cache
         self.views = ViewBuilder(
@@ -125,7 +131,7 @@ class VeriCacheWorker(BaseSpecWorker):
         return self._extend(batch, on_publish)
 
     def _extend(self, batch: ScheduleBatch, on_publish) -> GenerationBatchResult:
-        with self.capture.during(self._capture_ranges(batch), batch.seq_lens.device):
+        with self.capture.during(self._capture_ranges(batch)):
             result = self.target_worker.forward_batch_generation(batch)
         result.new_seq_lens = batch.seq_lens
         result.next_draft_input = PendingTokens(result.next_token_ids.to(torch.int64))
@@ -134,16 +140,14 @@ class VeriCacheWorker(BaseSpecWorker):
         return result
 
     def _capture_ranges(self, batch: ScheduleBatch) -> list[CaptureRange]:
-        """The last tokens of each prompt, of those requests that will draft."""
+        """What the scorer wants to see of those requests that will draft."""
         ranges, offset = [], 0
         for req, start, count in zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True):
             total = len(req.full_untruncated_fill_ids)
-            first = max(start, total - self.capture.limit)
-            drafts = total >= self.config.min_context_tokens and draft_obstacle(req) is None
-            if drafts and first < start + count:
-                ranges.append(CaptureRange(req.rid, first, start + count, offset + first - start))
+            if total >= self.config.min_context_tokens and draft_obstacle(req) is None:
+                ranges.append(self.capture.range_of(req.rid, start, count, total, offset))
             offset += count
-        return ranges
+        return [r for r in ranges if r is not None]
 
     def _decode(self, batch: ScheduleBatch, on_publish) -> GenerationBatchResult:
         pending = batch.spec_info.bonus_tokens
@@ -181,8 +185,8 @@ class VeriCacheWorker(BaseSpecWorker):
                 return SHORT_CONTEXT
             if state.memory_generation == self.pool.allocator.generation:
                 return NO_DRAFT_MEMORY
-            path, window = self.tree_cache.path_of(req), self.capture.window(req.rid)
-            state.view = self.views.open(state.row, path, committed, window)
+            path, seen = self.tree_cache.path_of(req), self.capture.observation(req.rid)
+            state.view = self.views.open(state.row, path, committed, seen)
             if state.view is not None:
                 self.capture.forget(req.rid)
         elif (
@@ -286,7 +290,12 @@ class VeriCacheWorker(BaseSpecWorker):
             return status
         spans = self.tree_cache.spans
         return status | {
-            "spans": {"owned": len(spans), "owned_tokens": spans.rows, **vars(spans.counters)},
+            "spans": {
+                "owned": len(spans),
+                "owned_tokens": spans.rows,
+                "observation_bytes": spans.observation_bytes,
+                **vars(spans.counters),
+            },
             "requests": len(self.requests),
             "totals": self.requests.total.describe()
             | {"draft_rows_limit_exceeded": self.requests.total.draft_rows_limit_exceeded},
