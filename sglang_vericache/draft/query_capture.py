@@ -82,7 +82,9 @@ class QueryCapture:
         try:
             yield
             for r, parts in zip(ranges, self._parts, strict=True):
-                self._store(r, self.watch.observation(parts, r.start, r.end))
+                # Empty when the pass replayed a graph, which does not come through Python.
+                if parts:
+                    self._store(r, self.watch.observation(parts, r.start, r.end))
         finally:
             self._ranges, self._parts = (), []
 

@@ -92,6 +92,15 @@ def test_chunks_are_joined():
     assert content(capture.observation("a")) == [20]
 
 
+def test_a_replayed_pass_shows_nothing():
+    """Catches a crash where SGLang replays an extend pass as a graph: scoring without queries is
+    only worse, and counted."""
+    _, capture = capture_of()
+    with capture.during([CaptureRange("a", 0, 5, 0)]):
+        pass
+    assert capture.observation("a") is None
+
+
 def test_forget():
     """Catches observations of finished requests that pile up."""
     backend, capture = capture_of()

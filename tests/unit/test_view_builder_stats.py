@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -93,6 +93,29 @@ def test_a_private_span_brings_its_statistics_to_the_tree(world):
     assert world.spans.observation(7) is None
     world.views.adopt(view, [world.node(6, 0, 300), world.node(7, 300, 500)])
     assert world.spans.observation(7).count == 496
+
+
+@dataclass(frozen=True)
+class Spy(ExpectedAttention):
+    """Notes where the path ends and which rotary embedding each call is given."""
+
+    asked: list = field(default_factory=list)
+
+    def score(self, inputs):
+        self.asked.append((inputs.start, len(inputs.keys), inputs.path_end, inputs.rotary))
+        return super().score(inputs)
+
+
+def test_both_parts_of_a_fork_look_beyond_the_path():
+    """Catches a shared prefix rated for queries that would follow itself, and one layer's rotary
+    embedding used for all."""
+    scorer = Spy()
+    world = World(scorer=scorer, rotary=ROTARY)
+    rotary = [make_rotary(DIM, 1200, theta=10.0**layer) for layer in range(1, LAYERS + 1)]
+    world.views.full = replace(world.full, rotary=rotary)
+    path = [world.node(7, 0, 480, children=2), world.node(8, 480, 600)]
+    world.open(1, 600, path, seen(0, 600))
+    assert scorer.asked == [(0, 480, 600, r) for r in rotary] + [(0, 600, 600, r) for r in rotary]
 
 
 class Counted(list):
