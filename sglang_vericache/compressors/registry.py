@@ -1,4 +1,9 @@
-"""Names of scorers -> scorers."""
+"""Names of scorers -> scorers.
+
+A new scorer is one file in scorers/ and its class in SCORERS. Its tests are one file with its
+formula, a comparison in tests/unit/test_against_kvpress.py where kvpress has the method, and
+tests/unit/test_scorer_properties.py, which takes it from SCORERS.
+"""
 
 from __future__ import annotations
 
