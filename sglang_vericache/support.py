@@ -12,6 +12,8 @@ from sglang_vericache.flags import ALGORITHM
 SHORT_CONTEXT = "short_context"
 NO_DRAFT_MEMORY = "no_draft_memory"
 END_OF_OUTPUT = "end_of_output"
+AWAITS_CHECKPOINT = "awaits_checkpoint"
+ENDED = "ended"
 
 
 def validate_server(settings: Any) -> str | None:

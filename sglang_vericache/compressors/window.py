@@ -83,10 +83,11 @@ class WindowWatch(Watch[QueryWindow]):
     def choose(
         self, computed: QueryWindow | None, stored: QueryWindow | None, path_end: int
     ) -> Choice[QueryWindow]:
-        if computed is not None and computed.count >= FEWEST_QUERIES:
-            return Choice(computed)
         # Queries from before the recent tokens would rate nothing of what came after them.
-        if stored is not None and stored.end >= path_end - RECENT_TOKENS:
+        oldest = path_end - RECENT_TOKENS
+        if computed is not None and computed.count >= FEWEST_QUERIES and computed.end >= oldest:
+            return Choice(computed)
+        if stored is not None and stored.end >= oldest:
             if computed is not None and computed.start >= stored.end:
                 stored = stored.then(computed)
             return Choice(stored, borrowed=True)

@@ -46,6 +46,7 @@ def server_hooks() -> tuple[Hook, ...]:
         internal_state,
         logits_processor,
         output_streamer,
+        pool_budget,
         response_fields,
     )
 
@@ -56,6 +57,7 @@ def server_hooks() -> tuple[Hook, ...]:
         *internal_state.HOOKS,
         *logits_processor.HOOKS,
         *output_streamer.HOOKS,
+        *pool_budget.HOOKS,
         *response_fields.HOOKS,
         *torch_native_verify.HOOKS,
     )

@@ -54,6 +54,8 @@ class StepAccount:
         """Add this step to its requests and to the total, now that the yields are known."""
         verified = {i for i, _ in self.plan.verify}
         for i, (state, tokens) in enumerate(zip(self.states, yields, strict=True)):
+            if state.released:
+                continue
             counters = self.counters[i]
             if i in verified:
                 counters.accepted += tokens - 1

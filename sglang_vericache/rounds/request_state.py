@@ -15,8 +15,11 @@ class RequestState:
     Attributes:
         row: its row in the request tables.
         obstacle: why it never drafts, or None.
+        prompt_tokens: committed tokens in its first decode step.
         view: its draft view, once it has one.
         drafted: tokens drafted since the last verification.
+        released: it has given its row back; under overlap scheduling one more step of it may be
+            under way, whose outcome nobody wants.
         group: whose turn it verifies in.
         counters: the request's own, which outlive this record when it is retracted.
         memory_generation: count of frees when memory was last refused; asked again only after
@@ -28,6 +31,8 @@ class RequestState:
     obstacle: str | None
     group: int
     counters: DraftCounters
+    prompt_tokens: int
+    released: bool = False
     view: DraftView | None = None
     drafted: int = 0
     memory_generation: int = -1

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from breadth import breadth_phases
 from compare import Verdict, judge
-from conftest import DRAFT_FLAGS, Reference
+from conftest import DRAFT_FLAGS, TINY_FLAGS, Reference, make_reference
 from servers import server
 
 pytestmark = pytest.mark.e2e
@@ -106,6 +107,15 @@ def test_tiny_compressors(tiny_reference, logs, compressor):
     else:
         assert scored[0] > 0 and scored[1] > 0 and spans["observation_bytes"] > 0
         assert sum(scored) == spans["built"]
+
+
+def test_without_overlap_scheduling(tiny_model, logs):
+    """Penalties see every token one step earlier than with overlap, so the reference is its own."""
+    flags = (*TINY_FLAGS, "--disable-overlap-schedule")
+    reference = make_reference(tiny_model, flags, breadth_phases, logs / "sync-reference.log")
+    _, verdict, status = run_ours(reference, logs / "sync.log", ("--vericache-horizon", "5"))
+    assert_same(verdict)
+    assert_drafted(verdict, status)
 
 
 def test_real_model(real_reference, logs):

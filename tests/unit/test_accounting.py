@@ -22,7 +22,7 @@ def state(span_rows: int = 268, tail_start: int = 1000, drafted: int = 0) -> Req
     allocator = SlotAllocator(0, "cpu")
     span = Span(0, tail_start, torch.zeros(span_rows, dtype=torch.int64), "path", allocator)
     counters = DraftCounters()
-    return RequestState("r", 1, None, 0, counters, DraftView(1, [span]), drafted)
+    return RequestState("r", 1, None, 0, counters, 900, view=DraftView(1, [span]), drafted=drafted)
 
 
 def account(states, committed, reasons=None, plain=(), draft=(), verify=()) -> StepAccount:
@@ -110,3 +110,11 @@ def test_every_request_needs_its_yield():
     """Catches yields of another step, which would be booked on the wrong requests."""
     with pytest.raises(ValueError):
         account([state(), state()], [10, 10]).settle([1], DraftCounters())
+
+
+def test_a_released_request_is_not_counted():
+    """Catches the step that was under way when its request ended, counted as its work."""
+    gone, total = state(), DraftCounters()
+    gone.released = True
+    account([gone], [1000], verify=[(0, 4)]).settle([5], total)
+    assert total == gone.counters == DraftCounters()
