@@ -5,6 +5,11 @@
 
 PINNED := $(shell sed -n 's/.*"sglang==\([^"]*\)".*/\1/p' pyproject.toml)
 
+# The oracle of the compressors' tests. Its pins exclude SGLang's, so it comes without its
+# dependencies; beside SGLang's own, importing it needs only these two.
+KVPRESS := kvpress==0.5.5
+KVPRESS_IMPORTS := cachetools fire
+
 # Version of a distribution in an environment, empty where either is missing.
 version_in = $(shell $(1)/bin/python -I -c 'from importlib.metadata import version; print(version("$(2)"))' 2>/dev/null)
 
@@ -35,7 +40,7 @@ $(STAMP): FORCE
 endif
 
 # A command may exist and yet not run (version managers leave such), so each candidate is tried.
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml Makefile
 	@if ! $(PY) -c '' 2>/dev/null; then \
 	  for python in python3.12 python3.11 none; do \
 	    $$python -c 'import ensurepip, venv' 2>/dev/null && break; \
@@ -46,18 +51,22 @@ $(STAMP): pyproject.toml
 	  echo "creating $(ENV) with $$python"; \
 	  $$python -m venv --clear $(ENV); \
 	fi
-	$(PY) -m pip install --editable '.[test]'
+	$(PY) -m pip install --editable '.[test]' $(KVPRESS_IMPORTS)
+	$(PY) -m pip install --no-deps $(KVPRESS)
 	@touch $@
+
+# With this set, tests that lack the oracle fail instead of being skipped.
+PYTEST := VERICACHE_REQUIRE_KVPRESS=1 $(PY) -m pytest
 
 demo: setup
 	$(PY) -m sglang_vericache demo
 
 test: setup
 	$(PY) -m sglang_vericache.demo.model
-	$(PY) -m pytest -m 'not gpu and not long'
+	$(PYTEST) -m 'not gpu and not long'
 	$(INTERPRETED_KERNELS)
 
 test-long: setup
 	$(PY) -m sglang_vericache.demo.model
-	$(PY) -m pytest -m 'not gpu'
+	$(PYTEST) -m 'not gpu'
 	$(INTERPRETED_KERNELS)

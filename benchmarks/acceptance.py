@@ -16,6 +16,7 @@ import requests
 from transformers import AutoTokenizer
 
 from benchmarks.rows import Row, append
+from sglang_vericache.compressors.registry import SCORERS
 from sglang_vericache.demo.model import default_cache_dir, prepare_model
 from sglang_vericache.demo.server import Server, reach_directly
 
@@ -95,31 +96,14 @@ def run(server: Server, made: list[list[int]]) -> list[dict]:
     return replies
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--flags",
-        default="--vericache-compressor snapkv --vericache-keep-ratio 0.2 --vericache-horizon 16",
-        help="of our server, beside the switch",
-    )
-    parser.add_argument("--no-rows", action="store_true", help="print only")
-    options = parser.parse_args()
-    reach_directly()
-    cache = default_cache_dir()
-    model = prepare_model(cache)
-    made = prompts(AutoTokenizer.from_pretrained(str(model)))
-    common = ("--max-total-tokens", "20000")
-    reference_env = {"SGLANG_PLUGINS": "none"}
-    with Server("reference", model, cache / "reference.log", common, reference_env) as server:
-        expected = run(server, made)
-    flags = ("--enable-vericache", *options.flags.split())
-    with Server("vericache", model, cache / "vericache.log", (*common, *flags)) as server:
-        found = run(server, made)
-
+def report(flags: str, model: Path, expected: list[dict], found: list[dict], rows: bool) -> None:
+    """Print a table of the prompts, and append a row for all and one for those without loops."""
     honest = {"rounds": 0, "tokens": 0}
     total = {"rounds": 0, "tokens": 0}
     mismatches = 0
-    print(f"{'prompt':>7} {'output':>7} {'repeated':>9} {'tokens a round':>15} identical")
+    print(
+        f"\n{flags}\n{'prompt':>7} {'output':>7} {'repeated':>9} {'tokens a round':>15} identical"
+    )
     for a, b in zip(expected, found, strict=True):
         info, repeated = b["meta_info"]["vericache"], repeated_share(b["output_ids"])
         same = a["output_ids"] == b["output_ids"]
@@ -133,8 +117,8 @@ def main() -> None:
         )
     for name, sums in (("all", total), ("outputs without loops", honest)):
         value = sums["tokens"] / max(sums["rounds"], 1)
-        print(f"tokens a round, {name}: {value:.2f}")
-        if not options.no_rows:
+        print(f"tokens a round, {name}: {value:.2f}", flush=True)
+        if rows:
             append(
                 "acceptance.jsonl",
                 Row(
@@ -142,12 +126,44 @@ def main() -> None:
                     metric="tokens_per_round",
                     value=round(value, 3),
                     unit="tokens",
-                    model=Path(model).name,
-                    flags=" ".join(flags),
+                    model=model.name,
+                    flags=flags,
                     tokens_per_round=round(value, 3),
                     mismatches=mismatches,
                 ),
             )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--flags",
+        default="--vericache-keep-ratio 0.2 --vericache-horizon 16",
+        help="of our server, beside the switch and the compressor",
+    )
+    parser.add_argument(
+        "--compressors",
+        nargs="+",
+        metavar="NAME",
+        default=["snapkv"],
+        help="a server for each of these, or `all`",
+    )
+    parser.add_argument("--no-rows", action="store_true", help="print only")
+    options = parser.parse_args()
+    names = list(SCORERS) if options.compressors == ["all"] else options.compressors
+    reach_directly()
+    cache = default_cache_dir()
+    model = Path(prepare_model(cache))
+    made = prompts(AutoTokenizer.from_pretrained(str(model)))
+    common = ("--max-total-tokens", "20000")
+    reference_env = {"SGLANG_PLUGINS": "none"}
+    with Server("reference", model, cache / "reference.log", common, reference_env) as server:
+        expected = run(server, made)
+    for name in names:
+        flags = ("--enable-vericache", "--vericache-compressor", name, *options.flags.split())
+        with Server("vericache", model, cache / "vericache.log", (*common, *flags)) as server:
+            found = run(server, made)
+        report(" ".join(flags), model, expected, found, not options.no_rows)
 
 
 if __name__ == "__main__":

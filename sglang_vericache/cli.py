@@ -69,11 +69,16 @@ def compressors() -> int:
 
     from sglang_vericache.compressors.registry import SCORERS
 
-    print(f"{'name':12} {'scope':6} {'needs':16} {'parameters (default)':28} source")
+    table = [("name", "scope", "needs", "granularity", "parameters (default)", "source")]
     for name, scorer in SCORERS.items():
         parameters = ", ".join(f"{f.name} ({f.default})" for f in fields(scorer)) or "-"
-        needs = "+".join(sorted(scorer.needs))
-        print(f"{name:12} {scorer.scope:6} {needs:16} {parameters:28} {scorer.paper}")
+        needs = "+".join(sorted(scorer.needs)) or "-"
+        table.append((name, scorer.scope, needs, scorer.granularity, parameters, scorer.paper))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        print(
+            "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
     return 0
 
 

@@ -19,8 +19,8 @@ class SpanCounters:
         dropped: spans that lost their node, or were evicted for memory.
         evicted: of the dropped, those that made room for others.
         no_memory: draft views refused because the draft pool was full.
-        scored_with_computed: builds scored with queries computed in this prefill.
-        scored_with_stored: builds that borrowed the window stored with an earlier span.
+        scored_with_computed: builds scored with queries, or their statistics, of this prefill.
+        scored_with_stored: builds that borrowed from what is stored with a node of the path.
         scored_without: builds that fell back to KeyDiff because there were too few queries.
     """
 

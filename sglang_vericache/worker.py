@@ -19,6 +19,7 @@ from sglang_vericache.draft.backend import DraftAttentionBackend
 from sglang_vericache.draft.drafter import Drafter
 from sglang_vericache.draft.graphs import DraftGraphs
 from sglang_vericache.draft.query_capture import CaptureRange, QueryCapture
+from sglang_vericache.draft.rotary import ModelRotary
 from sglang_vericache.draft.step import DraftStep
 from sglang_vericache.draft_input import PendingTokens
 from sglang_vericache.emission import Emission
@@ -61,6 +62,9 @@ class VeriCacheWorker(BaseSpecWorker):
         if problem is not None:
             raise ValueError(problem)
         self.scorer = create_scorer(self.config.compressor)
+        watch = self.scorer.watch
+        undoes_rotary = watch is not None and watch.undoes_rotary
+        self.rotary = ModelRotary(self.model_runner.model) if undoes_rotary else None
         self.requests: RunningRequests | None = None
         self._accounts: deque[StepAccount] = deque()
         self._step = 0
@@ -96,7 +100,8 @@ class VeriCacheWorker(BaseSpecWorker):
         )
         self.max_position = self.model_runner.model_config.context_len - 1
         self.verifier = Verifier(self.model_runner, self.drafts, picker, self.max_position)
-        self.capture = QueryCapture(self.model_runner.attn_backend, self.scorer.window_tokens)
+        backend = self.model_runner.attn_backend
+        self.capture = QueryCapture(backend, self.scorer.watch, self.rotary)
 
     def init_cuda_graphs(self) -> None:
         runner = self.model_runner.decode_cuda_graph_runner
@@ -122,6 +127,7 @@ class VeriCacheWorker(BaseSpecWorker):
             values=[main.get_value_buffer(layer) for layer in layers],
             row_table=self.req_to_token_pool.req_to_token,
             scaling=attention.scaling,
+            rotary=self.rotary,
         )
         self.tree_cache = batch.tree_cache
         self.views = ViewBuilder(
@@ -143,7 +149,7 @@ class VeriCacheWorker(BaseSpecWorker):
         return self._extend(batch, on_publish)
 
     def _extend(self, batch: ScheduleBatch, on_publish) -> GenerationBatchResult:
-        with self.capture.during(self._capture_ranges(batch), batch.seq_lens.device):
+        with self.capture.during(self._capture_ranges(batch)):
             result = self.target_worker.forward_batch_generation(batch)
         result.new_seq_lens = batch.seq_lens
         result.next_draft_input = PendingTokens(result.next_token_ids.to(torch.int64))
@@ -152,16 +158,14 @@ class VeriCacheWorker(BaseSpecWorker):
         return result
 
     def _capture_ranges(self, batch: ScheduleBatch) -> list[CaptureRange]:
-        """The last tokens of each prompt, of those requests that will draft."""
+        """What the scorer wants to see of those requests that will draft."""
         ranges, offset = [], 0
         for req, start, count in zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True):
             total = len(req.full_untruncated_fill_ids)
-            first = max(start, total - self.capture.limit)
-            drafts = total >= self.config.min_context_tokens and draft_obstacle(req) is None
-            if drafts and first < start + count:
-                ranges.append(CaptureRange(req.rid, first, start + count, offset + first - start))
+            if total >= self.config.min_context_tokens and draft_obstacle(req) is None:
+                ranges.append(self.capture.range_of(req.rid, start, count, total, offset))
             offset += count
-        return ranges
+        return [r for r in ranges if r is not None]
 
     def _decode(self, batch: ScheduleBatch, on_publish) -> GenerationBatchResult:
         pending = batch.spec_info.bonus_tokens
@@ -216,8 +220,8 @@ class VeriCacheWorker(BaseSpecWorker):
         fresh = committed - state.prompt_tokens <= RECENT_TOKENS
         shareable = fresh and state.prompt_tokens >= self.config.min_context_tokens
         end = state.prompt_tokens if shareable else committed
-        path, window = self.tree_cache.path_of(req), self.capture.window(req.rid)
-        state.view = self.views.open(state.row, path, end, window)
+        path, seen = self.tree_cache.path_of(req), self.capture.observation(req.rid)
+        state.view = self.views.open(state.row, path, end, seen)
         if state.view is None or not self._reserve(state.view, committed):
             return self._without_memory(state)
         self.capture.forget(req.rid)
@@ -323,7 +327,12 @@ class VeriCacheWorker(BaseSpecWorker):
             return status
         spans = self.tree_cache.spans
         return status | {
-            "spans": {"owned": len(spans), "owned_tokens": spans.rows, **vars(spans.counters)},
+            "spans": {
+                "owned": len(spans),
+                "owned_tokens": spans.rows,
+                "observation_bytes": spans.observation_bytes,
+                **vars(spans.counters),
+            },
             "requests": len(self.requests),
             "totals": self.requests.total.describe()
             | {"draft_rows_limit_exceeded": self.requests.total.draft_rows_limit_exceeded},

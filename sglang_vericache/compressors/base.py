@@ -8,8 +8,13 @@ from typing import ClassVar, Literal
 
 import torch
 
+from sglang_vericache.compressors.query_stats import Moments
+from sglang_vericache.compressors.rotary import Rotary
+from sglang_vericache.compressors.watch import Watch
+
 Scope = Literal["node", "path"]
-Need = Literal["keys", "values", "queries"]
+Need = Literal["keys", "values", "queries", "query_stats"]
+Granularity = Literal["token", "head_even"]
 
 
 @dataclass(frozen=True)
@@ -18,20 +23,26 @@ class ScoreInputs:
 
     Attributes:
         keys: ``[T, H, D]``, after rotary embedding; H kv heads.
-        values: ``[T, H, D]``.
-        start: path position of ``keys[0]``; 0 for scorers of path scope.
+        values: ``[T, H, D]``; None when the scorer does not need them.
+        start: path position of ``keys[0]``; 0 when a scorer of path scope rates a whole path.
         scaling: the layer's softmax scale.
         queries: ``[W, Hq, D]`` after rotary embedding, the path's last computed queries, oldest
             first; Hq is a multiple of H. None when the scorer does not need them.
         query_positions: ``[W]`` int64 path positions of the queries.
+        path_end: tokens of the path, T or more; the next query stands there.
+        query_stats: moments ``[Hq, ...]`` of the path's queries; None when not needed.
+        rotary: the layer's rotary embedding; None when not needed.
     """
 
     keys: torch.Tensor
-    values: torch.Tensor
+    values: torch.Tensor | None
     start: int
     scaling: float
     queries: torch.Tensor | None = None
     query_positions: torch.Tensor | None = None
+    path_end: int | None = None
+    query_stats: Moments | None = None
+    rotary: Rotary | None = None
 
 
 class Scorer(ABC):
@@ -44,19 +55,22 @@ class Scorer(ABC):
         name: how ``--vericache-compressor`` calls it.
         paper: where it comes from.
         scope: ``node`` when a score depends on the interval alone, so that every path through it
-            can share the span; ``path`` when it depends on the whole path and its last queries.
-        needs: the fields of ScoreInputs it reads.
+            can share the span; ``path`` when it depends on the whole path, its end or its queries.
+        needs: the fields of ScoreInputs whose contents it reads; ``query_stats`` includes rotary.
+        granularity: ``token`` when all kv heads keep the same tokens, ``head_even`` when each
+            keeps its own, the same number of them.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     scope: ClassVar[Scope]
     needs: ClassVar[frozenset[Need]]
+    granularity: ClassVar[Granularity]
 
     @property
-    def window_tokens(self) -> int:
-        """Queries of the path's end that `score` wants; 0 without the need ``queries``."""
-        return 0
+    def watch(self) -> Watch | None:
+        """What is to be seen of a prefill's queries; None without a need of that kind."""
+        return None
 
     @abstractmethod
     def score(self, inputs: ScoreInputs) -> torch.Tensor:

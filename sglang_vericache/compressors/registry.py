@@ -1,15 +1,25 @@
-"""Names of scorers -> scorers."""
+"""Names of scorers -> scorers.
+
+A new scorer is one file in scorers/ and its class in SCORERS. Its tests are one file with its
+formula, a comparison in tests/unit/test_against_kvpress.py where kvpress has the method, and
+tests/unit/test_scorer_properties.py, which takes it from SCORERS.
+"""
 
 from __future__ import annotations
 
 from dataclasses import fields
 
 from sglang_vericache.compressors.base import Scorer
+from sglang_vericache.compressors.scorers.expected_attention import ExpectedAttention
 from sglang_vericache.compressors.scorers.keydiff import KeyDiff
+from sglang_vericache.compressors.scorers.knorm import Knorm
 from sglang_vericache.compressors.scorers.snapkv import SnapKV
+from sglang_vericache.compressors.scorers.streamingllm import StreamingLLM
 from sglang_vericache.config import CompressorSpec, VeriCacheConfigError
 
-SCORERS: dict[str, type[Scorer]] = {scorer.name: scorer for scorer in (SnapKV, KeyDiff)}
+SCORERS: dict[str, type[Scorer]] = {
+    scorer.name: scorer for scorer in (SnapKV, ExpectedAttention, KeyDiff, Knorm, StreamingLLM)
+}
 
 
 def create_scorer(spec: CompressorSpec) -> Scorer:

@@ -1,25 +1,35 @@
-"""The last queries of a path, which path-scope scorers look through."""
+"""The last queries of a path, as they are."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 
+from sglang_vericache.compressors.rotary import Rotary
+from sglang_vericache.compressors.watch import FEWEST_QUERIES, Choice, Observation, Watch
+from sglang_vericache.config import RECENT_TOKENS
+
 
 @dataclass(frozen=True)
-class QueryWindow:
+class QueryWindow(Observation):
     """Queries of ascending path positions, for all layers.
 
     Attributes:
         queries: ``[L, W, Hq, D]``, after rotary embedding.
         positions: W path positions, ascending.
+        limit: the most queries that a longer window keeps.
     """
 
     queries: torch.Tensor
     positions: tuple[int, ...]
+    limit: int
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
         return len(self.positions)
 
     @property
@@ -28,22 +38,57 @@ class QueryWindow:
 
     @property
     def end(self) -> int:
-        """One past the last position."""
         return self.positions[-1] + 1
 
     @property
     def bytes(self) -> int:
         return self.queries.numel() * self.queries.element_size()
 
+    @cached_property
     def device_positions(self) -> torch.Tensor:
         """``[W]`` int64 beside the queries."""
         return torch.tensor(self.positions, device=self.queries.device)
 
-    def then(self, later: QueryWindow, limit: int) -> QueryWindow:
-        """This window followed by ``later``, the last ``limit`` queries of both."""
-        if later.start < self.end:
-            raise ValueError(f"window [{later.start}, {later.end}) does not follow {self.end}")
+    def then(self, later: QueryWindow) -> QueryWindow:
+        self.must_precede(later)
         return QueryWindow(
-            torch.cat([self.queries, later.queries], dim=1)[:, -limit:],
-            (*self.positions, *later.positions)[-limit:],
+            torch.cat([self.queries, later.queries], dim=1)[:, -self.limit :],
+            (*self.positions, *later.positions)[-self.limit :],
+            self.limit,
         )
+
+    def inputs(self, layer: int) -> Mapping[str, Any]:
+        return {"queries": self.queries[layer], "query_positions": self.device_positions}
+
+
+@dataclass(frozen=True)
+class WindowWatch(Watch[QueryWindow]):
+    """Keeps the last queries of a prompt.
+
+    Attributes:
+        tokens: how many.
+    """
+
+    tokens: int
+
+    def first_wanted(self, start: int, prompt_tokens: int) -> int:
+        return max(start, prompt_tokens - self.tokens)
+
+    def see(self, queries: torch.Tensor, start: int, rotary: Rotary | None) -> torch.Tensor:
+        return queries.clone()
+
+    def observation(self, parts: Sequence[torch.Tensor], start: int, end: int) -> QueryWindow:
+        return QueryWindow(torch.stack(list(parts)), tuple(range(start, end)), self.tokens)
+
+    def choose(
+        self, computed: QueryWindow | None, stored: QueryWindow | None, path_end: int
+    ) -> Choice[QueryWindow]:
+        # Queries from before the recent tokens would rate nothing of what came after them.
+        oldest = path_end - RECENT_TOKENS
+        if computed is not None and computed.count >= FEWEST_QUERIES and computed.end >= oldest:
+            return Choice(computed)
+        if stored is not None and stored.end >= oldest:
+            if computed is not None and computed.start >= stored.end:
+                stored = stored.then(computed)
+            return Choice(stored, borrowed=True)
+        return Choice(None)

@@ -1,15 +1,14 @@
-"""Keeping the last queries of a prompt while it is prefilled."""
+"""Observing the queries of a prompt while it is prefilled."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
-
-from sglang_vericache.compressors.window import QueryWindow
+from sglang_vericache.compressors.rotary import Rotary
+from sglang_vericache.compressors.watch import Observation, Watch
 
 
 @dataclass(frozen=True)
@@ -28,63 +27,75 @@ class CaptureRange:
 
 
 class QueryCapture:
-    """Windows of the requests in prefill, by request id.
+    """Observations of the requests in prefill, by request id.
 
     The attention backend is the one place that sees every layer's queries after rotary
     embedding; its ``forward`` is wrapped on the instance, so nothing else changes.
 
     Args:
-        limit: queries kept for each request.
+        backend: SGLang's AttentionBackend, or anything with its ``forward``.
+        watch: what the scorer wants to know; None leaves the backend alone.
+        rotary: rotary embedding by layer, for a watch that undoes it.
     """
 
-    def __init__(self, backend: AttentionBackend, limit: int) -> None:
-        self.limit = limit
-        self.windows: dict[str, QueryWindow] = {}
-        self._rows: torch.Tensor | None = None
-        self._taken: list[torch.Tensor] = []
-        if limit:
+    def __init__(
+        self, backend: Any, watch: Watch | None, rotary: Sequence[Rotary] | None = None
+    ) -> None:
+        self.watch, self.rotary = watch, rotary
+        self.observations: dict[str, Observation] = {}
+        self._ranges: Sequence[CaptureRange] = ()
+        self._parts: list[list[Any]] = []
+        if watch is not None:
             self._wrap(backend)
 
-    def _wrap(self, backend: AttentionBackend) -> None:
+    def _wrap(self, backend: Any) -> None:
         forward = backend.forward
 
         def capturing_forward(q, k, v, layer, *args, **kwargs):
-            if self._rows is not None:
+            if self._ranges:
                 heads = q.view(q.shape[0], layer.tp_q_head_num, layer.qk_head_dim)
-                self._taken.append(heads[self._rows])
+                rotary = self.rotary[layer.layer_id] if self.rotary is not None else None
+                for r, parts in zip(self._ranges, self._parts, strict=True):
+                    seen = heads[r.offset : r.offset + r.end - r.start]
+                    parts.append(self.watch.see(seen, r.start, rotary))
             return forward(q, k, v, layer, *args, **kwargs)
 
         backend.forward = capturing_forward
 
+    def range_of(
+        self, rid: str, start: int, count: int, prompt_tokens: int, offset: int
+    ) -> CaptureRange | None:
+        """What is wanted of a chunk of ``count`` tokens from position ``start`` on, or None.
+
+        Args:
+            offset: of the chunk in the flat batch of input tokens.
+        """
+        if self.watch is None:
+            return None
+        first, end = self.watch.first_wanted(start, prompt_tokens), start + count
+        return CaptureRange(rid, first, end, offset + first - start) if first < end else None
+
     @contextmanager
-    def during(self, ranges: Sequence[CaptureRange], device: torch.device) -> Iterator[None]:
-        """Capture the queries of ``ranges`` in the extend forward inside."""
-        if not ranges or not self.limit:
-            yield
-            return
-        flat = [r.offset + i for r in ranges for i in range(r.end - r.start)]
-        self._rows, self._taken = torch.tensor(flat, device=device), []
+    def during(self, ranges: Sequence[CaptureRange]) -> Iterator[None]:
+        """Observe the queries of ``ranges`` in the extend forward inside."""
+        self._ranges, self._parts = ranges, [[] for _ in ranges]
         try:
             yield
-            self._store(ranges, torch.stack(self._taken))
+            for r, parts in zip(ranges, self._parts, strict=True):
+                # Empty when the pass replayed a graph, which does not come through Python.
+                if parts:
+                    self._store(r, self.watch.observation(parts, r.start, r.end))
         finally:
-            self._rows, self._taken = None, []
+            self._ranges, self._parts = (), []
 
-    def _store(self, ranges: Sequence[CaptureRange], queries: torch.Tensor) -> None:
-        start = 0
-        for r in ranges:
-            count = r.end - r.start
-            window = QueryWindow(
-                queries[:, start : start + count].clone(), tuple(range(r.start, r.end))
-            )
-            earlier = self.windows.get(r.rid)
-            if earlier is not None and earlier.end == r.start:
-                window = earlier.then(window, self.limit)
-            self.windows[r.rid] = window
-            start += count
+    def _store(self, r: CaptureRange, observation: Observation) -> None:
+        earlier = self.observations.get(r.rid)
+        if earlier is not None and earlier.end == r.start:
+            observation = earlier.then(observation)
+        self.observations[r.rid] = observation
 
-    def window(self, rid: str) -> QueryWindow | None:
-        return self.windows.get(rid)
+    def observation(self, rid: str) -> Observation | None:
+        return self.observations.get(rid)
 
     def forget(self, rid: str) -> None:
-        self.windows.pop(rid, None)
+        self.observations.pop(rid, None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from sglang_vericache.compressors.base import Scope
-from sglang_vericache.compressors.window import QueryWindow
+from sglang_vericache.compressors.watch import Observation
 from sglang_vericache.pool.allocator import SlotAllocator
 
 
@@ -21,7 +21,8 @@ class Span:
     Attributes:
         slots: ``[rows]`` int64 slots of the draft pool.
         scope: what the selection depended on.
-        window: the path's last queries, kept for a later selection that computes too few.
+        observation: what is known of the path's queries, for a later selection that sees too few
+            of its own.
     """
 
     start: int
@@ -29,7 +30,7 @@ class Span:
     slots: torch.Tensor
     scope: Scope
     allocator: SlotAllocator = field(repr=False)
-    window: QueryWindow | None = field(default=None, repr=False)
+    observation: Observation | None = field(default=None, repr=False)
     references: int = 0
     last_used: int = 0
 

@@ -83,8 +83,8 @@ class VeriRadixCache(UnifiedRadixCache):
 
     def _drop_subtree_no_host(self, node_id, tracker):
         dropped = super()._drop_subtree_no_host(node_id, tracker)
-        for owner in self.spans.owners():
-            self._drop_if_gone(owner)
+        for node in self.spans.nodes():
+            self._drop_if_gone(node)
         return dropped
 
     def _reset_full(self) -> None:
@@ -92,7 +92,7 @@ class VeriRadixCache(UnifiedRadixCache):
         self.spans.clear()
 
     def _drop_if_gone(self, node_id: int) -> None:
-        if node_id in self.spans and not self._alive(node_id):
+        if node_id in self.spans.nodes() and not self._alive(node_id):
             self.spans.drop(node_id)
 
     def _alive(self, node_id: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sglang_vericache.compressors.watch import Observation
 from sglang_vericache.metrics import SpanCounters
 from sglang_vericache.pool.span import Span
 
@@ -12,11 +13,17 @@ class SpanTable:
     A split leaves a node's id with its deeper part, so an entry stays right; ids are never reused.
     The table holds one reference to each span; a span that nobody else holds is idle and goes,
     least recently used first, when the draft pool needs room.
+
+    What was observed of the queries up to a node outlives its span, so that the next selection
+    there need not do without; when all of it takes more than ``observation_limit_bytes``, the
+    least recently used goes.
     """
 
     def __init__(self, counters: SpanCounters) -> None:
         self.counters = counters
+        self.observation_limit_bytes = 0
         self._spans: dict[int, Span] = {}
+        self._observations: dict[int, Observation] = {}
         self._clock = 0
 
     def __len__(self) -> int:
@@ -31,29 +38,57 @@ class SpanTable:
     def owners(self) -> list[int]:
         return list(self._spans)
 
+    def nodes(self) -> set[int]:
+        """Nodes with anything in the table."""
+        return self._spans.keys() | self._observations.keys()
+
     def own(self, node_id: int, span: Span, replace: bool = False) -> None:
         """Make ``node_id`` the owner of ``span``; one that it has already stays unless
         ``replace``."""
         if replace:
-            self.drop(node_id)
+            self._give_up(node_id)
         if node_id not in self._spans:
             span.acquire()
             self._spans[node_id] = span
             self.touch(span)
+            if span.observation is not None:
+                self._observations.pop(node_id, None)
+                self._observations[node_id] = span.observation
+                self._limit_observations()
+
+    def observation(self, node_id: int) -> Observation | None:
+        """What is known of the queries up to the end of a node."""
+        found = self._observations.pop(node_id, None)
+        if found is not None:
+            self._observations[node_id] = found  # to the end of the order: just used
+        return found
+
+    def _limit_observations(self) -> None:
+        total = self.observation_bytes
+        for node_id in list(self._observations):
+            if total <= self.observation_limit_bytes:
+                return
+            total -= self._observations.pop(node_id).bytes
+            if node_id in self._spans:
+                self._spans[node_id].observation = None
 
     def touch(self, span: Span) -> None:
         self._clock += 1
         span.last_used = self._clock
 
     def drop(self, node_id: int) -> None:
-        """The node is gone: give up its span, if it has one."""
+        """The node is gone: give up its span and its observation, if it has them."""
+        self._give_up(node_id)
+        self._observations.pop(node_id, None)
+
+    def _give_up(self, node_id: int) -> None:
         span = self._spans.pop(node_id, None)
         if span is not None:
             self.counters.dropped += 1
             span.release()
 
     def clear(self) -> None:
-        for node_id in self.owners():
+        for node_id in self.nodes():
             self.drop(node_id)
 
     def evict_for(self, slots: int) -> None:
@@ -68,10 +103,15 @@ class SpanTable:
         for node_id, _ in sorted(idle, key=lambda item: item[1].last_used):
             if allocator.free_count >= slots:
                 return
-            self.drop(node_id)
+            self._give_up(node_id)
             self.counters.evicted += 1
 
     @property
     def rows(self) -> int:
         """Slots of all owned spans."""
         return sum(span.rows for span in self._spans.values())
+
+    @property
+    def observation_bytes(self) -> int:
+        """Device memory of all observations; one that nodes share is counted for each."""
+        return sum(observation.bytes for observation in self._observations.values())

@@ -9,9 +9,10 @@ import torch
 
 from sglang_vericache.compressors.base import ScoreInputs, Scorer
 from sglang_vericache.compressors.budget import Budget
+from sglang_vericache.compressors.rotary import Rotary
 from sglang_vericache.compressors.scorers.keydiff import KeyDiff
 from sglang_vericache.compressors.select import select_rows
-from sglang_vericache.compressors.window import QueryWindow
+from sglang_vericache.compressors.watch import Observation
 from sglang_vericache.config import RECENT_TOKENS, VeriCacheConfig
 from sglang_vericache.kernels.commit_rows import commit_rows
 from sglang_vericache.kernels.gather_span import gather_span, regather_span
@@ -25,8 +26,8 @@ from sglang_vericache.tree.view_plan import Build, PathNode, plan_view
 
 # Tail slots are taken in blocks, so that most rounds take none.
 TAIL_BLOCK = 32
-# Fewer queries than this say too little about what the path will ask for.
-FEWEST_QUERIES = 8
+# Observations of queries may take this part of the draft pool's memory beside it.
+OBSERVATION_SHARE = 1 / 16
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,14 @@ class FullKV:
         keys, values: per layer ``[S, H, D]``.
         row_table: ``[R, W]`` int32 main slots by request row and position.
         scaling: softmax scale of the attention layers.
+        rotary: rotary embedding by layer; None when the scorer does not ask for it.
     """
 
     keys: Sequence[torch.Tensor]
     values: Sequence[torch.Tensor]
     row_table: torch.Tensor
     scaling: float
+    rotary: Sequence[Rotary] | None = None
 
     def slots(self, row: int, start: int, end: int) -> torch.Tensor:
         """``[end - start]`` int64 main slots of a request's tokens."""
@@ -51,15 +54,15 @@ class FullKV:
 
 @dataclass(frozen=True)
 class _Queries:
-    """A scorer's window and where it is from: the counter of SpanCounters, None when the scorer
-    needs no queries."""
+    """What a scorer knows of the queries and where it is from: the counter of SpanCounters, None
+    when the scorer needs no queries."""
 
-    window: QueryWindow | None
+    observation: Observation | None
     counter: str | None
 
     @property
     def missing(self) -> bool:
-        return self.window is None and self.counter is not None
+        return self.observation is None and self.counter is not None
 
     def count(self, counters: SpanCounters) -> None:
         if self.counter is not None:
@@ -82,28 +85,31 @@ class ViewBuilder:
         self.budget = Budget.of(config)
         self.pool, self.rows, self.spans, self.full = pool, rows, spans, full
         self.counters = spans.counters
+        spans.observation_limit_bytes = int(pool.slots * pool.storage.row_bytes * OBSERVATION_SHARE)
         self._without_queries = KeyDiff()
+        # The queries of generated tokens are not observed.
+        self._of_tails = scorer if scorer.watch is None else self._without_queries
 
     def open(
         self,
         row: int,
         path: Sequence[PathNode],
         end: int,
-        window: QueryWindow | None,
+        computed: Observation | None,
     ) -> DraftView | None:
         """Draft view over the committed tokens [0, end), or None when the draft pool is full.
 
         Args:
             row: the request's row in the main request table.
             path: the request's nodes of the radix tree.
-            window: queries of the path's end that this request computed.
+            computed: what was observed of the queries that this request computed.
         """
         plan = plan_view(path, end, self.budget, self.scorer.scope)
         view = DraftView(row)
         for node in plan.reused:
             self._append(view, self.spans.get(node.node_id))
             self.counters.reused += 1
-        queries = self._choose_queries(window, self._stored_window(path, end), end)
+        queries = self._choose_queries(computed, self._stored(path, end), end)
         for build in plan.builds:
             span = self._build(row, build, end, queries)
             if span is None:
@@ -130,7 +136,8 @@ class ViewBuilder:
         share = self.budget.share_rows(end - start, end)
         if view.span_rows + share > self.budget.limit_rows(end):
             whole = Build(0, end, self.budget.path_rows(end), None)
-            span = self._build(view.row, whole, end, self._choose_queries(None, None, end))
+            known = next((s.observation for s in view.spans[::-1] if s.observation), None)
+            span = self._build(view.row, whole, end, self._choose_queries(None, known, end))
             kept: list[Span] = []
         else:
             span = self._fold_tail(view, start, end, share)
@@ -216,54 +223,39 @@ class ViewBuilder:
             slots = self.pool.allocator.take(count)
         return slots
 
-    def _stored_window(self, path: Sequence[PathNode], end: int) -> QueryWindow | None:
-        """The window that the deepest span of the path keeps."""
+    def _stored(self, path: Sequence[PathNode], end: int) -> Observation | None:
+        """What the deepest node of the path that knows anything knows of the queries."""
         for node in reversed(path):
-            span = self.spans.get(node.node_id)
-            if span is not None and span.window is not None and span.window.end <= end:
-                return span.window
+            found = self.spans.observation(node.node_id)
+            if found is not None and found.end <= end:
+                return found
         return None
 
     def _choose_queries(
-        self, computed: QueryWindow | None, stored: QueryWindow | None, end: int
+        self, computed: Observation | None, stored: Observation | None, end: int
     ) -> _Queries:
-        """The queries through which a path-scope scorer looks at a path ending at ``end``."""
-        if not self.scorer.window_tokens:
+        """The queries through which a scorer looks at a path ending at ``end``."""
+        watch = self.scorer.watch
+        if watch is None:
             return _Queries(None, None)
-        # Queries from before the recent tokens would rate nothing of what came after them.
-        oldest = end - RECENT_TOKENS
-        if computed is not None and len(computed) >= FEWEST_QUERIES and computed.end >= oldest:
-            return _Queries(computed, "scored_with_computed")
-        if stored is not None and stored.end >= oldest:
-            if computed is not None and computed.start >= stored.end:
-                stored = stored.then(computed, self.scorer.window_tokens)
-            return _Queries(stored, "scored_with_stored")
-        return _Queries(None, "scored_without")
+        choice = watch.choose(computed, stored, end)
+        if choice.observation is None:
+            return _Queries(None, "scored_without")
+        counter = "scored_with_stored" if choice.borrowed else "scored_with_computed"
+        return _Queries(choice.observation, counter)
 
     def _build(self, row: int, build: Build, path_end: int, queries: _Queries) -> Span | None:
         slots = self._take(build.rows)
         if slots is None:
             return None
         scorer = self._without_queries if queries.missing else self.scorer
-        window = queries.window
-        positions = window.device_positions() if window is not None else None
         first = 0 if scorer.scope == "path" else build.start
         source = self.full.slots(row, first, build.end)
         picks = []
-        for layer, (keys, values) in enumerate(zip(self.full.keys, self.full.values, strict=True)):
-            scores = scorer.score(
-                ScoreInputs(
-                    keys=keys[source],
-                    values=values[source],
-                    start=first,
-                    scaling=self.full.scaling,
-                    queries=window.queries[layer] if window is not None else None,
-                    query_positions=positions,
-                )
-            )
-            picks.append(
-                select_rows(scores[:, build.start - first :], build.rows, build.start, path_end)
-            )
+        for layer in range(len(self.full.keys)):
+            inputs = self._inputs(scorer, layer, source, first, path_end, queries.observation)
+            scores = scorer.score(inputs)[:, build.start - first :]
+            picks.append(select_rows(scores, build.rows, build.start, path_end))
         gather_span(
             self.full.keys,
             self.full.values,
@@ -274,8 +266,27 @@ class ViewBuilder:
         )
         self.counters.built += 1
         queries.count(self.counters)
-        kept = window if build.end == path_end else None
-        return Span(build.start, build.end, slots, scorer.scope, self.pool.allocator, window=kept)
+        kept = queries.observation if build.end == path_end else None
+        return Span(build.start, build.end, slots, scorer.scope, self.pool.allocator, kept)
+
+    def _inputs(
+        self,
+        scorer: Scorer,
+        layer: int,
+        source: torch.Tensor,
+        start: int,
+        path_end: int,
+        observation: Observation | None,
+    ) -> ScoreInputs:
+        return ScoreInputs(
+            keys=self.full.keys[layer][source],
+            values=self.full.values[layer][source] if "values" in scorer.needs else None,
+            start=start,
+            scaling=self.full.scaling,
+            path_end=path_end,
+            rotary=self.full.rotary[layer] if self.full.rotary is not None else None,
+            **(observation.inputs(layer) if observation is not None else {}),
+        )
 
     def _fold_tail(self, view: DraftView, start: int, end: int, rows: int) -> Span | None:
         """Select from the tail's own rows: exact copies, there even when the full KV is away."""
@@ -286,10 +297,10 @@ class ViewBuilder:
         picks = []
         for layer in range(self.pool.storage.layers):
             keys, values = self.pool.storage.read(layer, source)
-            scores = self._without_queries.score(
-                ScoreInputs(keys, values, start, self.full.scaling)
+            scores = self._of_tails.score(
+                ScoreInputs(keys, values, start, self.full.scaling, path_end=end)
             )
             picks.append(select_rows(scores, rows, start, end, keep_recent=False))
         regather_span(self.pool.storage, source, torch.stack(picks), slots)
         self.counters.folded += 1
-        return Span(start, end, slots, self._without_queries.scope, self.pool.allocator)
+        return Span(start, end, slots, self._of_tails.scope, self.pool.allocator)

@@ -5,6 +5,8 @@ Each test is one server with its own way of drafting, given the same calls as th
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from breadth import breadth_phases
 from compare import Verdict, judge
@@ -15,6 +17,11 @@ pytestmark = pytest.mark.e2e
 
 # The share of decode tokens that must come from rounds, and the drafts that must stand in one.
 LEAST_ROUND_SHARE, LEAST_ACCEPTED = 0.8, 2.0
+
+
+# Enough for a compressor: first prompts in chunks, prefixes that others share, next turns and
+# prompts that are known already.
+SHORT_PHASES = ("together", "shared", "turn2", "identical")
 
 
 def run_ours(reference: Reference, log, flags=(), env=None):
@@ -80,6 +87,26 @@ def test_tiny_keydiff_staggered_retracted_small_pool(tiny_reference, logs):
     assert status["spans"]["evicted"] > 0
     assert status["spans"]["folded"] > 0
     assert verdict.accepted > 0 and verdict.rounds > 0
+
+
+@pytest.mark.parametrize("compressor", ["expected_attention", "streamingllm"])
+def test_tiny_compressors(tiny_reference, logs, compressor):
+    """What a compressor sees of chunked prefills, prefixes and turns, in a server."""
+    reference = replace(
+        tiny_reference,
+        phases=lambda base: (p for p in tiny_reference.phases(base) if p.name in SHORT_PHASES),
+    )
+    flags = ("--vericache-compressor", compressor, "--vericache-horizon", "8")
+    _, verdict, status = run_ours(reference, logs / f"tiny-{compressor}.log", flags)
+    assert_same(verdict)
+    assert_drafted(verdict, status)
+    spans = status["spans"]
+    scored = [spans[f"scored_{how}"] for how in ("with_computed", "with_stored", "without")]
+    if compressor == "streamingllm":
+        assert scored == [0, 0, 0] and not spans["observation_bytes"]
+    else:
+        assert scored[0] > 0 and scored[1] > 0 and spans["observation_bytes"] > 0
+        assert sum(scored) == spans["built"]
 
 
 def test_without_overlap_scheduling(tiny_model, logs):

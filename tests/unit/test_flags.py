@@ -85,8 +85,16 @@ def test_help_tells_the_real_default(flag):
         ("--vericache-min-context", "-1", "least accepted is 1"),
         ("--vericache-stagger", "", "not a whole number"),
         ("--vericache-fold-tail", "10", "least accepted is 65"),
-        ("--vericache-compressor", "h2o", "Known: snapkv, keydiff"),
-        ("--vericache-compressor", "", "Known: snapkv, keydiff"),
+        (
+            "--vericache-compressor",
+            "h2o",
+            "Known: snapkv, expected_attention, keydiff, knorm, streamingllm",
+        ),
+        (
+            "--vericache-compressor",
+            "",
+            "Known: snapkv, expected_attention, keydiff, knorm, streamingllm",
+        ),
         ("--vericache-compressor", "snapkv:size=3", "Known: window"),
         ("--vericache-compressor", "snapkv:window=many", "not a whole number"),
         ("--vericache-compressor", "snapkv:window", "key=value"),

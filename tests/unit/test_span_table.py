@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from sglang_vericache.compressors.window import QueryWindow
 from sglang_vericache.metrics import SpanCounters
 from sglang_vericache.pool.allocator import SlotAllocator
 from sglang_vericache.pool.span import Span
 from sglang_vericache.tree.span_table import SpanTable
 
 SLOTS = 100
+# Float32 queries of one layer, one head and one dimension.
+QUERY_BYTES = 4
 
 
 @pytest.fixture
@@ -19,11 +23,14 @@ def allocator() -> SlotAllocator:
 
 @pytest.fixture
 def table() -> SpanTable:
-    return SpanTable(SpanCounters())
+    table = SpanTable(SpanCounters())
+    table.observation_limit_bytes = 20 * QUERY_BYTES
+    return table
 
 
-def new_span(allocator: SlotAllocator, rows: int = 10) -> Span:
-    return Span(0, 50, allocator.take(rows), "path", allocator)
+def new_span(allocator: SlotAllocator, rows: int = 10, queries: int = 0) -> Span:
+    window = QueryWindow(torch.zeros(1, queries, 1, 1), tuple(range(50 - queries, 50)), 64)
+    return Span(0, 50, allocator.take(rows), "path", allocator, window if queries else None)
 
 
 def test_slots_go_back_with_the_last_reference(allocator):
@@ -153,3 +160,56 @@ def test_owning_counts_as_use(table, allocator):
     table.own(2, new)
     table.evict_for(SLOTS - 10)
     assert (1 in table, 2 in table) == (False, True)
+
+
+def test_an_observation_outlives_its_evicted_span(table, allocator):
+    """Catches queries that go with the span: the next selection at the node would do without."""
+    span = new_span(allocator, queries=8)
+    table.own(1, span)
+    table.evict_for(SLOTS)
+    assert (1 in table, allocator.used) == (False, 0)
+    assert table.observation(1) is span.observation
+    assert table.nodes() == {1}
+
+
+@pytest.mark.parametrize("evicted", [False, True])
+def test_an_observation_goes_with_its_node(table, allocator, evicted):
+    """Catches queries of nodes that are gone, which nobody could ever ask for."""
+    table.own(1, new_span(allocator, queries=8))
+    if evicted:
+        table.evict_for(SLOTS)
+    table.drop(1)
+    assert (table.observation(1), table.nodes(), table.observation_bytes) == (None, set(), 0)
+
+
+def test_clear_drops_observations_without_spans(table, allocator):
+    """Catches a flushed tree whose queries stay."""
+    table.own(1, new_span(allocator, queries=8))
+    table.evict_for(SLOTS)
+    table.clear()
+    assert (table.nodes(), table.observation_bytes) == (set(), 0)
+
+
+def test_observations_are_bounded(table, allocator):
+    """Catches queries of thousands of nodes beside a pool that is sized to the last byte, the one
+    just used thrown out, and one that the span still holds."""
+    spans = [new_span(allocator, queries=8) for _ in range(3)]
+    for node_id in (0, 1):
+        table.own(node_id, spans[node_id])
+    assert table.observation(0) is not None  # used: node 1 is the older now
+    table.own(2, spans[2])
+    assert table.observation_bytes == 16 * QUERY_BYTES
+    assert [span.observation is None for span in spans] == [False, True, False]
+    assert table.observation(1) is None
+    assert len(table) == 3, "the spans stay"
+
+
+def test_replacing_a_span_keeps_what_is_known(table, allocator):
+    """Catches queries lost where a span that did not fit is selected anew without any."""
+    first = new_span(allocator, queries=8)
+    table.own(1, first)
+    table.own(1, new_span(allocator), replace=True)
+    assert table.observation(1) is first.observation
+    newer = new_span(allocator, queries=9)
+    table.own(1, newer, replace=True)
+    assert table.observation(1) is newer.observation

@@ -7,6 +7,7 @@ import pytest
 import torch
 from view_fakes import DIM, HEADS, LAYERS, RECENT, World, each_head
 
+from sglang_vericache.compressors.scorers.keydiff import KeyDiff
 from sglang_vericache.kernels.draft_attention import draft_attention
 
 # float32 sums over at most 8 dimensions and 700 rows, compared with float64.
@@ -56,7 +57,7 @@ def test_fold_keeps_the_recent_tokens_in_order():
 def test_fold_keeps_what_differs_most():
     """Catches a fold that scores other rows than the tail's, or gathers others than it scored:
     ten keys of the folded part point away from all the rest, so KeyDiff must keep them."""
-    world = World()
+    world = World(scorer=KeyDiff())
     odd = [501, 502, 520, 533, 534, 535, 550, 561, 577, 585]
     for keys in world.full.keys:
         keys[world.full.slots(1, 500, 650), :, 1:] = 1 + 0.01 * torch.randn(150, HEADS, DIM - 1)
@@ -66,6 +67,19 @@ def test_fold_keeps_what_differs_most():
     assert view.spans[1].rows >= len(odd)
     for _, _, positions in each_head(world.tokens_of(view, 650)):
         assert set(odd) <= set(positions[100 : view.span_rows])
+
+
+def test_fold_by_the_scorer_itself():
+    """Catches a tail that KeyDiff rates although the scorer asked for needs no queries."""
+    world = World()
+    view = grown(world, 500, 150)
+    assert world.views.fold(view, 650)
+    rows = view.spans[1].rows
+    for layer, head, positions in each_head(world.tokens_of(view, 650)):
+        slots = world.full.slots(1, 500, 586)
+        value = world.full.values[layer][slots, head, 0].tolist()
+        best = sorted(sorted(range(86), key=lambda i: -value[i])[:rows])
+        assert positions[100 : 100 + rows] == [500 + i for i in best]
 
 
 def test_drafting_goes_on_after_a_fold():

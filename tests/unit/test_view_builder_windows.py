@@ -9,8 +9,8 @@ import pytest
 import torch
 from view_fakes import DIM, HEADS, LAYERS, World, each_head
 
-from sglang_vericache.compressors.base import Need, Scope, ScoreInputs, Scorer
-from sglang_vericache.compressors.window import QueryWindow
+from sglang_vericache.compressors.base import Granularity, Need, Scope, ScoreInputs, Scorer
+from sglang_vericache.compressors.window import QueryWindow, WindowWatch
 
 LIMIT = 16
 
@@ -28,11 +28,12 @@ class Witness(Scorer):
     name: ClassVar[str] = "witness"
     paper: ClassVar[str] = "none"
     scope: ClassVar[Scope] = "path"
-    needs: ClassVar[frozenset[Need]] = frozenset({"keys", "queries"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"keys", "values", "queries"})
+    granularity: ClassVar[Granularity] = "head_even"
 
     @property
-    def window_tokens(self) -> int:
-        return LIMIT
+    def watch(self) -> WindowWatch:
+        return WindowWatch(LIMIT)
 
     def score(self, inputs: ScoreInputs) -> torch.Tensor:
         assert inputs.start == 0, "a scorer of path scope sees the whole path"
@@ -48,7 +49,7 @@ def window(start: int, end: int) -> QueryWindow | None:
     positions = torch.arange(start, end)
     values = torch.arange(LAYERS)[:, None] * 10000 + positions
     queries = values.float()[:, :, None, None].expand(-1, -1, 2 * HEADS, DIM)
-    return QueryWindow(queries, tuple(range(start, end))) if end > start else None
+    return QueryWindow(queries, tuple(range(start, end)), LIMIT) if end > start else None
 
 
 def counts(world: World) -> tuple[int, int, int]:
@@ -71,7 +72,7 @@ def test_first_build(computed, seen, counted):
     that is called without the queries it needs."""
     scorer = Witness()
     world = World(scorer=scorer)
-    view = world.open(1, 500, window=window(*computed) if computed else None)
+    view = world.open(1, 500, computed=window(*computed) if computed else None)
     assert scorer.seen == ([list(seen)] * LAYERS if seen else [])
     assert counts(world) == counted
     assert view.spans[0].scope == ("path" if seen else "node")
@@ -105,11 +106,11 @@ def test_next_turn(stored, end, computed, seen, counted):
     queries, queries from before the recent tokens, and a window joined in the wrong order."""
     scorer = Witness()
     world = World(scorer=scorer)
-    first = world.open(1, 500, [world.node(7, 0, 500)], window=window(*stored))
+    first = world.open(1, 500, [world.node(7, 0, 500)], computed=window(*stored))
     world.views.close(first)
     scorer.seen.clear()
     before = counts(world)
-    world.open(1, end, [world.node(7, 0, 500)], window=window(*computed) if computed else None)
+    world.open(1, end, [world.node(7, 0, 500)], computed=window(*computed) if computed else None)
     assert world.counters.reused == 1
     assert scorer.seen == ([list(seen)] * LAYERS if seen else [])
     assert tuple(now - then for now, then in zip(counts(world), before, strict=True)) == counted
@@ -118,9 +119,9 @@ def test_next_turn(stored, end, computed, seen, counted):
 def test_an_exact_match_scores_nothing():
     """Catches counters that move although nothing was built."""
     world = World(scorer=Witness())
-    world.open(1, 500, [world.node(7, 0, 500)], window=window(484, 500))
+    world.open(1, 500, [world.node(7, 0, 500)], computed=window(484, 500))
     world.share(2, 1, 500)
-    world.open(2, 500, [world.node(7, 0, 500)], window=window(484, 500))
+    world.open(2, 500, [world.node(7, 0, 500)], computed=window(484, 500))
     assert counts(world) == (1, 0, 0)
 
 
@@ -129,16 +130,16 @@ def test_the_window_is_kept_with_the_span_that_ends_the_path():
     branch would take them for its own."""
     world = World(scorer=Witness())
     path = [world.node(7, 0, 480, children=2), world.node(8, 480, 600)]
-    view = world.open(1, 600, path, window=window(584, 600))
-    assert view.spans[0].window is None
-    assert view.spans[1].window.positions == tuple(range(584, 600))
+    view = world.open(1, 600, path, computed=window(584, 600))
+    assert view.spans[0].observation is None
+    assert view.spans[1].observation.positions == tuple(range(584, 600))
 
 
 def test_a_fork_counts_both_of_its_builds():
     """Catches builds that appear under none of the three reasons."""
     world = World(scorer=Witness())
     path = [world.node(7, 0, 480, children=2), world.node(8, 480, 600)]
-    world.open(1, 600, path, window=window(584, 600))
+    world.open(1, 600, path, computed=window(584, 600))
     assert world.counters.built == 2
     assert counts(world) == (2, 0, 0)
 
@@ -146,7 +147,7 @@ def test_a_fork_counts_both_of_its_builds():
 def test_a_fold_that_selects_anew_is_counted():
     """Catches a fallback to KeyDiff that the counters do not show: a fold has no queries."""
     world = World(scorer=Witness(), keep_ratio=None, keep_tokens=1)
-    view = world.open(1, 500, window=window(484, 500))
+    view = world.open(1, 500, computed=window(484, 500))
     for end in (650, 750):
         world.commit(view, view.tail_start, end)
         assert world.views.fold(view, end)
@@ -166,8 +167,8 @@ def test_a_path_scorer_chooses_among_the_rest_only():
     would hold tokens that the reused span stands for."""
     world = World(scorer=Witness())
     path = [world.node(7, 0, 500)]
-    world.views.close(world.open(1, 500, path, window=window(484, 500)))
-    view = world.open(1, 600, [world.node(7, 0, 500)], window=window(584, 600))
+    world.views.close(world.open(1, 500, path, computed=window(484, 500)))
+    view = world.open(1, 600, [world.node(7, 0, 500)], computed=window(584, 600))
     first, second = (span.rows for span in view.spans)
     for layer, head, positions in each_head(world.tokens_of(view, 600)):
         assert positions[first:] == world.best(1, layer, head, 500, 600, second, 600)

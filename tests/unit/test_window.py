@@ -8,16 +8,16 @@ import torch
 from sglang_vericache.compressors.window import QueryWindow
 
 
-def window(start: int, end: int) -> QueryWindow:
+def window(start: int, end: int, limit: int = 64) -> QueryWindow:
     """Queries [start, end), each filled with its own position."""
     positions = torch.arange(start, end)
     queries = positions.float()[None, :, None, None].expand(2, -1, 3, 4)
-    return QueryWindow(queries, tuple(range(start, end)))
+    return QueryWindow(queries, tuple(range(start, end)), limit)
 
 
 def content(joined: QueryWindow) -> list[int]:
     """Positions, after checking that every query still stands beside its own."""
-    positions = joined.device_positions()
+    positions = joined.device_positions
     assert torch.equal(joined.queries, positions.float()[None, :, None, None].expand(2, -1, 3, 4))
     return positions.tolist()
 
@@ -33,9 +33,9 @@ def content(joined: QueryWindow) -> list[int]:
 )
 def test_keeps_the_last_of_both(first, second, limit, kept):
     """Catches queries cut at the wrong end, or positions cut unlike their queries."""
-    joined = window(*first).then(window(*second), limit)
+    joined = window(*first, limit).then(window(*second, limit))
     assert content(joined) == kept
-    assert len(joined) == len(kept)
+    assert joined.count == len(kept)
     assert joined.end == second[1]
 
 
@@ -43,14 +43,14 @@ def test_keeps_the_last_of_both(first, second, limit, kept):
 def test_start_is_the_first_position(limit):
     """Catches a start that keeps its value when the first queries are cut off: whoever compares
     it with the end of another window takes the two for overlapping."""
-    joined = window(0, 4).then(window(4, 7), limit)
+    joined = window(0, 4, limit).then(window(4, 7, limit))
     assert joined.start == joined.positions[0]
 
 
 def test_must_follow():
     """Catches the same queries counted twice."""
-    with pytest.raises(ValueError, match=r"\[3, 6\) does not follow 4"):
-        window(0, 4).then(window(3, 6), 64)
+    with pytest.raises(ValueError, match=r"\[3, 6\) do not follow queries up to 4"):
+        window(0, 4).then(window(3, 6))
 
 
 def test_bytes():

@@ -11,8 +11,9 @@ from typing import ClassVar
 
 import torch
 
-from sglang_vericache.compressors.base import Need, Scope, ScoreInputs, Scorer
+from sglang_vericache.compressors.base import Granularity, Need, Scope, ScoreInputs, Scorer
 from sglang_vericache.compressors.budget import Budget
+from sglang_vericache.compressors.rotary import Rotary
 from sglang_vericache.config import VeriCacheConfig
 from sglang_vericache.kernels.commit_rows import commit_rows
 from sglang_vericache.kernels.pool_format import DenseFormat
@@ -37,6 +38,7 @@ class FirstValue(Scorer):
     paper: ClassVar[str] = "none"
     scope: ClassVar[Scope] = "node"
     needs: ClassVar[frozenset[Need]] = frozenset({"values"})
+    granularity: ClassVar[Granularity] = "head_even"
 
     def score(self, inputs: ScoreInputs) -> torch.Tensor:
         return inputs.values[:, :, 0].T.float()
@@ -45,13 +47,25 @@ class FirstValue(Scorer):
 class World:
     """A builder with everything around it. Rows of the main pool are paths of LONGEST tokens."""
 
-    def __init__(self, slots: int = 2000, scorer: Scorer | None = None, **settings) -> None:
+    def __init__(
+        self,
+        slots: int = 2000,
+        scorer: Scorer | None = None,
+        rotary: Rotary | None = None,
+        **settings,
+    ) -> None:
         self.config = VeriCacheConfig(**({"horizon": 4, "fold_tail_tokens": 200} | settings))
         self.main_slots = main_slots = ROWS * LONGEST + 1
         keys, values = torch.randn(2, LAYERS, main_slots, HEADS, DIM)
         keys[..., 0] = (torch.arange(main_slots) / main_slots)[:, None]
         table = torch.randperm(main_slots - 1)[: ROWS * LONGEST].view(ROWS, LONGEST) + 1
-        self.full = FullKV(list(keys), list(values), table.to(torch.int32), DIM**-0.5)
+        self.full = FullKV(
+            list(keys),
+            list(values),
+            table.to(torch.int32),
+            DIM**-0.5,
+            [rotary] * LAYERS if rotary is not None else None,
+        )
         self.pool = DraftPool(DenseFormat(torch.float32), LAYERS, slots, HEADS, DIM, "cpu")
         width = Budget.of(self.config).limit_rows(LONGEST) + self.config.tail_capacity
         self.rows = DraftRows(ROWS, width, "cpu")
@@ -78,8 +92,8 @@ class World:
         info = SpanInfo(span.start, span.rows, span.scope) if span is not None else None
         return PathNode(node_id, start, end, children, info)
 
-    def open(self, row: int, end: int, path=(), window=None) -> DraftView | None:
-        return self.views.open(row, path, end, window)
+    def open(self, row: int, end: int, path=(), computed=None) -> DraftView | None:
+        return self.views.open(row, path, end, computed)
 
     def commit(self, view: DraftView, start: int, end: int) -> None:
         """Tokens [start, end) of the view's path become its tail, as after a verify pass."""

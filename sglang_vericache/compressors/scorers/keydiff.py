@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import normalize
 
-from sglang_vericache.compressors.base import Need, Scope, ScoreInputs, Scorer
+from sglang_vericache.compressors.base import Granularity, Need, Scope, ScoreInputs, Scorer
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,14 @@ class KeyDiff(Scorer):
 
     Keys that point away from the crowd are the ones that some query attends to sharply; the
     crowd is interchangeable. Needs no queries, so the score of an interval holds for every path
-    through it.
+    through it. Park et al., KeyDiff, 2025.
     """
 
     name: ClassVar[str] = "keydiff"
     paper: ClassVar[str] = "KeyDiff, arXiv 2504.15364"
     scope: ClassVar[Scope] = "node"
     needs: ClassVar[frozenset[Need]] = frozenset({"keys"})
+    granularity: ClassVar[Granularity] = "head_even"
 
     def score(self, inputs: ScoreInputs) -> torch.Tensor:
         unit = normalize(inputs.keys.float(), dim=-1)  # [T, H, D]

@@ -8,12 +8,15 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import avg_pool1d
 
-from sglang_vericache.compressors.base import Need, Scope, ScoreInputs, Scorer
+from sglang_vericache.compressors.base import Granularity, Need, Scope, ScoreInputs, Scorer
+from sglang_vericache.compressors.window import WindowWatch
 
 
 @dataclass(frozen=True)
 class SnapKV(Scorer):
     """Attention mass that the last ``window`` queries pay each token, smoothed over neighbours.
+
+    Li et al., SnapKV: LLM Knows What You are Looking for Before Generation, 2024.
 
     Attributes:
         window: queries observed, counted from the path's end.
@@ -27,6 +30,7 @@ class SnapKV(Scorer):
     paper: ClassVar[str] = "SnapKV, arXiv 2404.14469"
     scope: ClassVar[Scope] = "path"
     needs: ClassVar[frozenset[Need]] = frozenset({"keys", "queries"})
+    granularity: ClassVar[Granularity] = "head_even"
 
     def __post_init__(self) -> None:
         if self.window < 1:
@@ -35,8 +39,8 @@ class SnapKV(Scorer):
             raise ValueError(f"kernel={self.kernel} must be odd and positive")
 
     @property
-    def window_tokens(self) -> int:
-        return self.window
+    def watch(self) -> WindowWatch:
+        return WindowWatch(self.window)
 
     def score(self, inputs: ScoreInputs) -> torch.Tensor:
         keys, queries = inputs.keys.float(), inputs.queries.float()
