@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from sglang_vericache.compressors.base import Scope
+from sglang_vericache.compressors.budget import Budget
 from sglang_vericache.compressors.window import QueryWindow
 from sglang_vericache.pool.allocator import SlotAllocator
 
@@ -21,6 +22,7 @@ class Span:
     Attributes:
         slots: ``[rows]`` int64 slots of the draft pool.
         scope: what the selection depended on.
+        budget: within which it was selected.
         window: the path's last queries, kept for a later selection that computes too few.
     """
 
@@ -29,6 +31,7 @@ class Span:
     slots: torch.Tensor
     scope: Scope
     allocator: SlotAllocator = field(repr=False)
+    budget: Budget
     window: QueryWindow | None = field(default=None, repr=False)
     references: int = 0
     last_used: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sglang_vericache.compressors.budget import Budget
 from sglang_vericache.metrics import DraftCounters
 from sglang_vericache.tree.view import DraftView
 
@@ -19,6 +20,9 @@ class RequestState:
         drafted: tokens drafted since the last verification.
         group: whose turn it verifies in.
         counters: the request's own, which outlive this record when it is retracted.
+        horizon: most tokens that it drafts before a verification.
+        budget: for its draft view.
+        last_yield: tokens of its last round.
         memory_generation: count of frees when memory was last refused; asked again only after
             something was freed.
     """
@@ -28,6 +32,9 @@ class RequestState:
     obstacle: str | None
     group: int
     counters: DraftCounters
+    horizon: int
+    budget: Budget
     view: DraftView | None = None
     drafted: int = 0
+    last_yield: int = 0
     memory_generation: int = -1

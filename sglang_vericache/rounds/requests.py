@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
+from sglang_vericache.config import VeriCacheConfig
 from sglang_vericache.metrics import DraftCounters, counters_of
+from sglang_vericache.request_options import options_of
 from sglang_vericache.rounds.accounting import rows_of_plain_decoding
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.stagger import assign_group
@@ -19,12 +21,13 @@ class RunningRequests:
     """States of the requests that decode; told by the radix cache when one ends.
 
     Args:
-        groups: groups that take turns verifying.
         forget: told the id of each request that gives its row back.
     """
 
-    def __init__(self, groups: int, views: ViewBuilder, forget: Callable[[str], object]) -> None:
-        self.groups, self.views, self.forget = groups, views, forget
+    def __init__(
+        self, config: VeriCacheConfig, views: ViewBuilder, forget: Callable[[str], object]
+    ) -> None:
+        self.config, self.views, self.forget = config, views, forget
         self.total = DraftCounters()
         self._states: dict[str, RequestState] = {}
 
@@ -44,9 +47,15 @@ class RunningRequests:
     def _state(self, req: Req) -> RequestState:
         state = self._states.get(req.rid)
         if state is None:
-            group = assign_group((s.group for s in self), self.groups)
+            options = options_of(req, self.config)
             state = RequestState(
-                req.rid, req.kv.req_pool_idx, draft_obstacle(req), group, counters_of(req)
+                rid=req.rid,
+                row=req.kv.req_pool_idx,
+                obstacle=draft_obstacle(req, options),
+                group=assign_group((s.group for s in self), self.config.stagger_groups),
+                counters=counters_of(req),
+                horizon=options.horizon or self.config.horizon,
+                budget=self.views.budget_of(options.keep_ratio),
             )
             self._states[req.rid] = state
         elif state.row != req.kv.req_pool_idx:
@@ -74,7 +83,8 @@ class RunningRequests:
         """A round is counted before its request's end is found in it."""
         kept = len(req.output_ids_through_stop)
         past_end = len(req.output_ids) - kept
-        if past_end > 0:
+        state = self._states.get(req.rid)
+        if past_end > 0 and state is not None:
             rows = rows_of_plain_decoding(len(req.origin_input_ids) + kept, past_end)
-            counters_of(req).cut(past_end, rows)
-            self.total.cut(past_end, rows)
+            for counters in (counters_of(req), self.total):
+                counters.cut(past_end, rows, state.last_yield)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sglang_vericache.compressors.budget import Budget
 from sglang_vericache.pool.span import Span
 
 
@@ -19,11 +20,14 @@ class DraftView:
 
     Attributes:
         row: the request's row in both request tables.
+        budget: the most generous of the request's own and those of the spans it reuses; the
+            row limit of the view, and of what is folded into it.
         spans: contiguous, from path position 0 to tail_start; one reference each is held.
         capacity: entries of the row that hold slots, spare ones included.
     """
 
     row: int
+    budget: Budget
     spans: list[Span] = field(default_factory=list)
     capacity: int = 0
 

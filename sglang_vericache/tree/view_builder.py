@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from sglang_vericache.compressors.base import ScoreInputs, Scorer
-from sglang_vericache.compressors.budget import Budget
+from sglang_vericache.compressors.budget import ALWAYS_KEPT_TOKENS, Budget
 from sglang_vericache.compressors.scorers.keydiff import KeyDiff
 from sglang_vericache.compressors.select import select_rows
 from sglang_vericache.compressors.window import QueryWindow
@@ -83,12 +83,21 @@ class ViewBuilder:
         self.counters = spans.counters
         self._without_queries = KeyDiff()
 
+    def budget_of(self, keep_ratio: float | None) -> Budget:
+        """Of a request that asks for ``keep_ratio``: up to what the server's own budget keeps of
+        the longest context, for which the rows have room. The server's when None."""
+        if keep_ratio is None:
+            return self.budget
+        room = self.rows.width - self.config.tail_capacity - ALWAYS_KEPT_TOKENS
+        return Budget(keep_ratio, None, most_rows=max(room, 1))
+
     def open(
         self,
         row: int,
         path: Sequence[PathNode],
         end: int,
         window: QueryWindow | None,
+        budget: Budget | None = None,
     ) -> DraftView | None:
         """Draft view over the committed tokens [0, end), or None when the draft pool is full.
 
@@ -96,15 +105,16 @@ class ViewBuilder:
             row: the request's row in the main request table.
             path: the request's nodes of the radix tree.
             window: queries of the path's end that this request computed.
+            budget: of this request; the server's when None.
         """
-        plan = plan_view(path, end, self.budget, self.scorer.scope)
-        view = DraftView(row)
+        plan = plan_view(path, end, budget or self.budget, self.scorer.scope)
+        view = DraftView(row, plan.budget)
         for node in plan.reused:
             self._append(view, self.spans.get(node.node_id))
             self.counters.reused += 1
         queries = self._choose_queries(window, self._stored_window(path, end), end)
         for build in plan.builds:
-            span = self._build(row, build, end, queries)
+            span = self._build(row, build, end, queries, plan.budget)
             if span is None:
                 self._release(view)
                 self.counters.no_memory += 1
@@ -126,10 +136,11 @@ class ViewBuilder:
         for another span, the whole path is selected anew.
         """
         start, end = view.tail_start, committed - RECENT_TOKENS
-        share = self.budget.share_rows(end - start, end)
-        if view.span_rows + share > self.budget.limit_rows(end):
-            whole = Build(0, end, self.budget.path_rows(end), None)
-            span = self._build(view.row, whole, end, self._choose_queries(None, None, end))
+        share = view.budget.share_rows(end - start, end)
+        if view.span_rows + share > view.budget.limit_rows(end):
+            whole = Build(0, end, view.budget.path_rows(end), None)
+            queries = self._choose_queries(None, None, end)
+            span = self._build(view.row, whole, end, queries, view.budget)
             kept: list[Span] = []
         else:
             span = self._fold_tail(view, start, end, share)
@@ -229,7 +240,9 @@ class ViewBuilder:
             return _Queries(stored, "scored_with_stored")
         return _Queries(None, "scored_without")
 
-    def _build(self, row: int, build: Build, path_end: int, queries: _Queries) -> Span | None:
+    def _build(
+        self, row: int, build: Build, path_end: int, queries: _Queries, budget: Budget
+    ) -> Span | None:
         slots = self._take(build.rows)
         if slots is None:
             return None
@@ -264,7 +277,9 @@ class ViewBuilder:
         self.counters.built += 1
         queries.count(self.counters)
         kept = window if build.end == path_end else None
-        return Span(build.start, build.end, slots, scorer.scope, self.pool.allocator, window=kept)
+        return Span(
+            build.start, build.end, slots, scorer.scope, self.pool.allocator, budget, window=kept
+        )
 
     def _fold_tail(self, view: DraftView, start: int, end: int, rows: int) -> Span | None:
         """Select from the tail's own rows: exact copies, there even when the full KV is away."""
@@ -281,4 +296,6 @@ class ViewBuilder:
             picks.append(select_rows(scores, rows, start, end, keep_recent=False))
         regather_span(self.pool.storage, source, torch.stack(picks), slots)
         self.counters.folded += 1
-        return Span(start, end, slots, self._without_queries.scope, self.pool.allocator)
+        return Span(
+            start, end, slots, self._without_queries.scope, self.pool.allocator, view.budget
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sglang_vericache.compressors.budget import Budget
 from sglang_vericache.metrics import SpanCounters
 from sglang_vericache.pool.allocator import SlotAllocator
 from sglang_vericache.pool.span import Span
@@ -23,7 +24,7 @@ def table() -> SpanTable:
 
 
 def new_span(allocator: SlotAllocator, rows: int = 10) -> Span:
-    return Span(0, 50, allocator.take(rows), "path", allocator)
+    return Span(0, 50, allocator.take(rows), "path", allocator, Budget(0.2, None))
 
 
 def test_slots_go_back_with_the_last_reference(allocator):

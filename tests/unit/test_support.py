@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sglang_vericache.request_options import RequestOptions
 from sglang_vericache.support import (
     draft_obstacle,
     validate_layers,
@@ -163,4 +164,4 @@ def request(params: dict | None = None, **changes) -> SimpleNamespace:
 )
 def test_request_feature_is_decoded_plainly(req, reason):
     """Catches a feature whose result would differ because drafting forgets it."""
-    assert draft_obstacle(req) == reason
+    assert draft_obstacle(req, RequestOptions()) == reason
