@@ -70,9 +70,10 @@ def plan_view(path: Sequence[PathNode], end: int, budget: Budget, scope: Scope) 
 
     The deepest chain of spans is reused when each was selected within a budget that keeps at
     least as much as ``budget``, and they cover at least REUSE_SHARE of the path and stay, with
-    what is added, within the row limit of the most generous of these budgets. Otherwise all is selected anew: in one span,
-    or, where the path leaves a prefix that other requests share (a node with several children)
-    and that prefix is at least REUSE_SHARE of it, in two, so that the others reuse the first.
+    what is added, within the row limit of the most generous of these budgets. Otherwise all is
+    selected anew: in one span, or, where the path leaves a prefix that other requests share (a
+    node with several children) and that prefix is at least REUSE_SHARE of it, in two, so that the
+    others reuse the first.
 
     Args:
         path: nodes from the root; may end before ``end`` (tokens not in the tree yet).
