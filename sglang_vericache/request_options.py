@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from sglang_vericache.compressors.budget import Budget
 from sglang_vericache.config import VeriCacheConfig
 from sglang_vericache.nearest import unknown
 
@@ -75,6 +76,29 @@ def read_options(custom_params: Any, config: VeriCacheConfig) -> RequestOptions:
     if not isinstance(custom_params, Mapping) or KEY not in custom_params:
         return RequestOptions()
     return RequestOptions.parse(custom_params[KEY], config)
+
+
+def check_room(
+    options: RequestOptions, config: VeriCacheConfig, prompt_tokens: int, context_tokens: int
+) -> None:
+    """Refuse a ratio that keeps more of the prompt than a draft row holds.
+
+    Rows are as wide as the server's own budget needs of its longest context.
+
+    Raises:
+        RequestOptionsError: with the largest ratio for this prompt.
+    """
+    if options.keep_ratio is None:
+        return
+    asked = Budget(options.keep_ratio, None).asked_rows(prompt_tokens)
+    room = Budget.of(config).asked_rows(context_tokens)
+    if asked > room:
+        raise RequestOptionsError(
+            f"{KEY}.keep_ratio is {options.keep_ratio}: of {prompt_tokens} tokens that keeps "
+            f"{asked}, and this server's draft rows have room for {room}. Accepted for this prompt "
+            f"is up to {room / prompt_tokens:.3f}; a larger --vericache-keep-ratio or "
+            "--vericache-keep-tokens makes the rows wider."
+        )
 
 
 def options_of(req: Any, config: VeriCacheConfig) -> RequestOptions:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sglang_vericache.flags import config_of
 from sglang_vericache.hooks import Hook
-from sglang_vericache.request_options import KEY, read_options
+from sglang_vericache.request_options import KEY, check_room, read_options
 
 PATCH = "0009-request-options.patch"
 
@@ -12,7 +12,9 @@ PATCH = "0009-request-options.patch"
 def check_tokenized(result, manager, *args, **kwargs) -> None:
     """Every front end's requests come by here, with preferred sampling parameters merged in, and
     a ValueError is answered with HTTP 400 before the scheduler hears of the request."""
-    read_options(result.sampling_params.custom_params, config_of(manager.server_args))
+    config = config_of(manager.server_args)
+    options = read_options(result.sampling_params.custom_params, config)
+    check_room(options, config, len(result.input_ids or ()), manager.context_len)
 
 
 def take_openai_field(original, values):
