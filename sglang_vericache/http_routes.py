@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import ORJSONResponse
+from fastapi.responses import JSONResponse
 from sglang.srt.entrypoints.http_server import get_global_state
 from sglang.srt.managers.io_struct import SetInternalStateReq
 from sglang.srt.utils.auth import AuthLevel, auth_level
@@ -48,9 +48,9 @@ async def post_switch(request: Request) -> Any:
         return _refusal(f"drafting is {json.dumps(body.get('drafting'))}: accepted is {_BODY}.")
     update = SetInternalStateReq(server_args={SWITCH: int(body["drafting"])})
     if not all(await get_global_state().tokenizer_manager.set_internal_state(update)):
-        return ORJSONResponse({"error": "The scheduler refused: see its log."}, status_code=500)
+        return JSONResponse({"error": "The scheduler refused: see its log."}, status_code=500)
     return await get_status()
 
 
-def _refusal(sentence: str) -> ORJSONResponse:
-    return ORJSONResponse({"error": sentence}, status_code=400)
+def _refusal(sentence: str) -> JSONResponse:
+    return JSONResponse({"error": sentence}, status_code=400)
