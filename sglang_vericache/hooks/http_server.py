@@ -25,6 +25,6 @@ HOOKS = (
         "before",
         add_routes,
         "a plugin cannot add routes, and HTTP worker processes load no plugins",
-        "0012-plugin-routes.patch",
+        "0013-plugin-routes.patch",
     ),
 )

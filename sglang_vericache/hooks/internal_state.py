@@ -50,6 +50,6 @@ HOOKS = (
         "after",
         add_switch,
         "a registered algorithm cannot be told anything at run time",
-        "0011-speculative-run-time-switch.patch",
+        "0012-speculative-run-time-switch.patch",
     ),
 )

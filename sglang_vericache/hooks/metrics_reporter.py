@@ -27,6 +27,6 @@ HOOKS = (
         init_metrics_reporter,
         "acceptance is averaged over steps that verify nothing, and a registered algorithm cannot "
         "export metrics",
-        "0010-speculative-metrics-of-rounds.patch",
+        "0011-speculative-metrics-of-rounds.patch",
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sglang_vericache.hooks import Hook
 
-PATCH = "0013-openai-request-level-info.patch"
+PATCH = "0014-openai-request-level-info.patch"
 
 
 def extend_response(original, serving, request, ret, created):

@@ -6,7 +6,7 @@ from sglang_vericache.flags import config_of
 from sglang_vericache.hooks import Hook
 from sglang_vericache.request_options import KEY, check_room, read_options
 
-PATCH = "0009-request-options.patch"
+PATCH = "0010-request-options.patch"
 
 
 def check_tokenized(result, manager, *args, **kwargs) -> None:

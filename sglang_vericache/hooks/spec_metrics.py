@@ -26,6 +26,6 @@ HOOKS = (
         "after",
         count_rounds_only,
         "tokens decoded plainly and short rounds distort the acceptance of a response",
-        "0010-speculative-metrics-of-rounds.patch",
+        "0011-speculative-metrics-of-rounds.patch",
     ),
 )
