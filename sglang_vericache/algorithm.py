@@ -30,6 +30,12 @@ class VeriCacheAlgorithm(CustomSpecAlgo):
             device, self, req_to_token_pool, needs_cpu_seq_lens, needs_confidence_relay
         )
 
+    def is_speculative(self) -> bool:
+        """SGLang asks this where it builds CUDA graphs and warms up: the target model's decode
+        graphs are the plain ones, which plain requests replay; verify passes bring their own
+        shape, and drafting its own graphs."""
+        return False
+
     def need_topk(self) -> bool:
         return False
 
@@ -46,7 +52,6 @@ class VeriCacheAlgorithm(CustomSpecAlgo):
         server_args.speculative_num_steps = config.horizon
         server_args.speculative_eagle_topk = 1
         server_args.speculative_num_draft_tokens = config.verify_width
-        server_args.disable_overlap_schedule = True
         server_args.radix_cache_backend = RADIX_BACKEND
 
 
@@ -73,7 +78,10 @@ def register() -> None:
     from sglang.srt.mem_cache.registry import register_radix_cache_backend
 
     @SpeculativeAlgorithm.register(
-        ALGORITHM, validate_server_args=validate, spec_class=VeriCacheAlgorithm
+        ALGORITHM,
+        supports_overlap=True,
+        validate_server_args=validate,
+        spec_class=VeriCacheAlgorithm,
     )
     def create_worker(server_args: Any) -> type:
         from sglang_vericache.worker import VeriCacheWorker

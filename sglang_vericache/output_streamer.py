@@ -33,7 +33,8 @@ class VeriCacheOutputStreamer(SchedulerOutputStreamer):
     ):
         news = [r for r in reqs if r.finished() or len(r.output_ids) > r.send_token_offset]
         for req in news:
-            _count_rounds_only(req)
+            if req.finished():
+                _count_rounds_only(req)
         return super()._stream_output_generation(news, return_logprob, skip_req, is_idle_batch)
 
     def build_additional_customized_info(self, reqs: list[Req]) -> dict[str, list]:
@@ -47,7 +48,7 @@ class VeriCacheOutputStreamer(SchedulerOutputStreamer):
 
 
 def _count_rounds_only(req: Req) -> None:
-    """SGLang counts every step as a verify pass; nobody reads its counts but the streamer."""
+    """SGLang counts every step as a verify pass, and shows its counts when a request ends."""
     counters = counters_of(req)
     req.spec_verify_ct = counters.rounds
     req.spec_num_correct_drafts = counters.accepted

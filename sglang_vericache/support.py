@@ -13,6 +13,8 @@ from sglang_vericache.request_options import RequestOptions
 SHORT_CONTEXT = "short_context"
 NO_DRAFT_MEMORY = "no_draft_memory"
 END_OF_OUTPUT = "end_of_output"
+AWAITS_CHECKPOINT = "awaits_checkpoint"
+ENDED = "ended"
 DISABLED_BY_REQUEST = "disabled_by_request"
 SWITCHED_OFF = "switched_off"
 

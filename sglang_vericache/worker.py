@@ -15,10 +15,12 @@ from sglang.srt.runtime_context import get_observability
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 
 from sglang_vericache.compressors.registry import create_scorer
-from sglang_vericache.config import VeriCacheConfig
+from sglang_vericache.config import RECENT_TOKENS, VeriCacheConfig
 from sglang_vericache.draft.backend import DraftAttentionBackend
 from sglang_vericache.draft.drafter import Drafter
+from sglang_vericache.draft.graphs import DraftGraphs
 from sglang_vericache.draft.query_capture import CaptureRange, QueryCapture
+from sglang_vericache.draft.step import DraftStep
 from sglang_vericache.draft_input import PendingTokens
 from sglang_vericache.emission import Emission
 from sglang_vericache.flags import config_of
@@ -33,6 +35,7 @@ from sglang_vericache.rounds.policy import Candidate, RoundPlan, plan_step
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.requests import RunningRequests
 from sglang_vericache.support import (
+    AWAITS_CHECKPOINT,
     END_OF_OUTPUT,
     NO_DRAFT_MEMORY,
     SHORT_CONTEXT,
@@ -40,6 +43,7 @@ from sglang_vericache.support import (
     draft_obstacle,
     validate_layers,
 )
+from sglang_vericache.tree.view import DraftView
 from sglang_vericache.tree.view_builder import FullKV, ViewBuilder
 from sglang_vericache.verify.token_picker import TokenPicker
 from sglang_vericache.verify.verifier import Verifier
@@ -85,18 +89,31 @@ class VeriCacheWorker(BaseSpecWorker):
         self.phases = PhaseClock(self.pool.device, get_observability().enable_metrics)
         rows = req_to_token_pool.req_to_token.shape[0]
         self.drafts = torch.zeros(
-            (rows, self.config.horizon), dtype=torch.int64, device=self.pool.device
+            (rows, self.config.horizon + 1), dtype=torch.int64, device=self.pool.device
         )
 
     def init_attention_backends(self) -> None:
         picker = TokenPicker(self.config.verify_chunk_rows)
         self.draft_backend = DraftAttentionBackend(self.pool, self.rows)
-        self.drafter = Drafter(
-            self.model_runner, self.draft_backend, self.rows, self.drafts, picker
+        self.draft_step = DraftStep(
+            self.model_runner,
+            self.draft_backend,
+            self.rows,
+            self.drafts,
+            picker,
+            self.req_to_token_pool.size,
         )
         self.max_position = self.model_runner.model_config.context_len - 1
         self.verifier = Verifier(self.model_runner, self.drafts, picker, self.max_position)
         self.capture = QueryCapture(self.model_runner.attn_backend, self.scorer.window_tokens)
+
+    def init_cuda_graphs(self) -> None:
+        runner = self.model_runner.decode_cuda_graph_runner
+        graphs = None
+        if torch.device(self.pool.device).type == "cuda" and runner is not None:
+            graphs = DraftGraphs(self.draft_step, sorted(runner.capture_bs))
+            graphs.capture()
+        self.drafter = Drafter(self.draft_step, graphs)
 
     @property
     def spec_v2_attn_backends(self) -> tuple:
@@ -159,7 +176,7 @@ class VeriCacheWorker(BaseSpecWorker):
     def _decode(self, batch: ScheduleBatch, on_publish) -> GenerationBatchResult:
         pending = batch.spec_info.bonus_tokens
         committed = batch.seq_lens_cpu.tolist()
-        states = self.requests.of(batch)
+        states = self.requests.of(batch, committed)
         reasons = [
             self._prepare(req, state, length)
             for req, state, length in zip(batch.reqs, states, committed, strict=True)
@@ -191,34 +208,53 @@ class VeriCacheWorker(BaseSpecWorker):
         if not self.drafting:
             return SWITCHED_OFF
         if state.view is None:
-            if committed < self.config.min_context_tokens:
-                return SHORT_CONTEXT
-            if state.memory_generation == self.pool.allocator.generation:
-                return NO_DRAFT_MEMORY
-            path, window = self.tree_cache.path_of(req), self.capture.window(req.rid)
-            with self.phases("build"):
-                state.view = self.views.open(state.row, path, committed, window, state.budget)
-            if state.view is not None:
-                self.capture.forget(req.rid)
-        elif (
-            state.drafted == 0 and state.view.tail_tokens(committed) > self.config.fold_tail_tokens
-        ):
-            with self.phases("build"):
-                folded = self.views.fold(state.view, committed)
-            if not folded:
-                self._close_view(state)
-        if state.view is not None and not self.views.reserve(
-            state.view, state.view.length(committed) + self.config.verify_width
-        ):
-            self._close_view(state)
-        if state.view is None:
-            state.memory_generation = self.pool.allocator.generation
-            return NO_DRAFT_MEMORY
+            return self._open_view(req, state, committed)
+        long_tail = state.view.tail_tokens(committed) > self.config.fold_tail_tokens
+        folds = state.drafted == 0 and long_tail
+        if folds and not self._fold(state.view, committed):
+            return self._without_memory(state)
+        if not self._reserve(state.view, committed):
+            return self._without_memory(state)
         return None
 
+    def _open_view(self, req: Req, state: RequestState, committed: int) -> str | None:
+        if committed < self.config.min_context_tokens:
+            return SHORT_CONTEXT
+        if state.memory_generation == self.pool.allocator.generation:
+            return NO_DRAFT_MEMORY
+        if not self.tree_cache.holds_prompt(req, state.prompt_tokens):
+            # Overlap scheduling: the prefill's result is processed while this step runs.
+            return AWAITS_CHECKPOINT
+        # A span over the prompt can be shared; what was generated since goes to the tail.
+        fresh = committed - state.prompt_tokens <= RECENT_TOKENS
+        shareable = fresh and state.prompt_tokens >= self.config.min_context_tokens
+        end = state.prompt_tokens if shareable else committed
+        path, window = self.tree_cache.path_of(req), self.capture.window(req.rid)
+        with self.phases("build"):
+            state.view = self.views.open(state.row, path, end, window, state.budget)
+        if state.view is None or not self._reserve(state.view, committed):
+            return self._without_memory(state)
+        self.capture.forget(req.rid)
+        with self.phases("build"):
+            self.views.fill_tail(state.view, committed)
+        return None
+
+    def _fold(self, view: DraftView, committed: int) -> bool:
+        with self.phases("build"):
+            return self.views.fold(view, committed)
+
+    def _reserve(self, view: DraftView, committed: int) -> bool:
+        return self.views.reserve(view, view.length(committed) + self.config.verify_width)
+
     def _close_view(self, state: RequestState) -> None:
-        self.views.close(state.view)
+        if state.view is not None:
+            self.views.close(state.view)
         state.view, state.drafted = None, 0
+
+    def _without_memory(self, state: RequestState) -> str:
+        self._close_view(state)
+        state.memory_generation = self.pool.allocator.generation
+        return NO_DRAFT_MEMORY
 
     def _plan(
         self,
@@ -229,7 +265,9 @@ class VeriCacheWorker(BaseSpecWorker):
     ) -> RoundPlan:
         candidates = []
         for i, (req, state) in enumerate(zip(batch.reqs, states, strict=True)):
-            remaining = req.sampling_params.max_new_tokens - len(req.output_ids)
+            # Not from output_ids, which trail by a step under overlap scheduling.
+            produced = committed[i] + 1 - len(req.origin_input_ids)
+            remaining = req.sampling_params.max_new_tokens - produced
             room = min(state.horizon, remaining - 1, self.max_position - committed[i])
             if reasons[i] is None and room <= 0:
                 reasons[i] = END_OF_OUTPUT
@@ -293,8 +331,7 @@ class VeriCacheWorker(BaseSpecWorker):
         self.drafting = on
         if not on and self.requests is not None:
             for state in self.requests:
-                if state.view is not None:
-                    self._close_view(state)
+                self._close_view(state)
 
     def clear_cache_pool(self) -> None:
         """flush_cache: the tree has dropped its spans; nothing else of ours outlives requests."""

@@ -6,7 +6,12 @@ import torch
 
 
 class SlotAllocator:
-    """Stack of free slots kept on the device, counted on the host: no synchronisation.
+    """Free slots in immutable chunks: returning slots touches the host only.
+
+    Slots come back while a forward that reads them is still running on another stream, and from
+    places (eviction, a finished request) that know nothing of streams. Nothing is done on the
+    device then; what a later `take` cuts and joins runs on the forward stream, behind that
+    forward.
 
     Args:
         slots: slots 1 to ``slots`` are handed out; slot 0 is padding.
@@ -15,7 +20,8 @@ class SlotAllocator:
     def __init__(self, slots: int, device: torch.device | str) -> None:
         self.total = slots
         self.free_count = slots
-        self._stack = torch.arange(slots, 0, -1, dtype=torch.int64, device=device)
+        self._chunks = [torch.arange(1, slots + 1, dtype=torch.int64, device=device)]
+        self._none = torch.empty(0, dtype=torch.int64, device=device)
         # Counts frees, so that whoever waits for memory knows when asking again may help.
         self.generation = 0
 
@@ -24,15 +30,25 @@ class SlotAllocator:
         if count > self.free_count:
             return None
         self.free_count -= count
-        # A view of the stack would change under its holder with the next `give`.
-        return self._stack[self.free_count : self.free_count + count].clone()
+        taken: list[torch.Tensor] = []
+        while count > 0:
+            chunk = self._chunks.pop()
+            if chunk.numel() > count:
+                self._chunks.append(chunk[count:])
+                chunk = chunk[:count]
+            taken.append(chunk)
+            count -= chunk.numel()
+        if not taken:
+            return self._none
+        return taken[0] if len(taken) == 1 else torch.cat(taken)
 
     def give(self, slots: torch.Tensor) -> None:
-        """Return slots that `take` handed out."""
+        """Return slots that `take` handed out; the tensor must not be written afterwards."""
         count = slots.numel()
         if self.free_count + count > self.total:
             raise AssertionError(f"{count} slots returned, but only {self.used} are out")
-        self._stack[self.free_count : self.free_count + count] = slots
+        if count:
+            self._chunks.append(slots)
         self.free_count += count
         self.generation += 1
 

@@ -33,13 +33,5 @@ class DraftRows:
             raise AssertionError(f"draft row of {self.width} slots cannot hold {end}")
         self.table[row, start:end] = slots.to(torch.int32)
 
-    def read(self, row: int, start: int, end: int) -> torch.Tensor:
-        """``[end - start]`` int64 slots, a copy."""
-        return self.table[row, start:end].to(torch.int64)
-
     def set_offset(self, row: int, offset: int) -> None:
         self.offsets[row] = offset
-
-    def clear(self, row: int) -> None:
-        self.table[row] = 0
-        self.offsets[row] = 0

@@ -34,6 +34,29 @@ def least_slots(config: VeriCacheConfig) -> int:
     return Budget.of(config).path_rows(config.min_context_tokens) + config.tail_capacity
 
 
+def draft_share_bytes(
+    config: VeriCacheConfig, budget_bytes: int, main_row_bytes: int, draft_row_bytes: int
+) -> int:
+    """What the draft pool takes of a KV budget that both pools share.
+
+    The main pool is as large as leaves room for the draft pool that it then wants.
+
+    Args:
+        main_row_bytes, draft_row_bytes: bytes of one token in each pool, all layers and heads.
+    """
+    if config.draft_memory_bytes is not None:
+        return min(config.draft_memory_bytes, budget_bytes)
+    low, high = 0, budget_bytes // main_row_bytes
+    while low < high:
+        tokens = (low + high + 1) // 2
+        slots = automatic_slots(config, tokens, tokens)
+        if tokens * main_row_bytes + slots * draft_row_bytes <= budget_bytes:
+            low = tokens
+        else:
+            high = tokens - 1
+    return budget_bytes - low * main_row_bytes
+
+
 def create_pool(config: VeriCacheConfig, main_pool: Any, max_requests: int) -> DraftPool:
     """The draft pool beside ``main_pool`` (SGLang's KVCache of the target model).
 

@@ -58,6 +58,8 @@ class StepAccount:
         verified = {i for i, _ in self.plan.verify}
         step = DraftCounters()
         for i, (state, tokens) in enumerate(zip(self.states, yields, strict=True)):
+            if state.released:
+                continue
             counters = self.counters[i]
             if i in verified:
                 counters.accepted += tokens - 1

@@ -16,8 +16,11 @@ class RequestState:
     Attributes:
         row: its row in the request tables.
         obstacle: why it never drafts, or None.
+        prompt_tokens: committed tokens in its first decode step.
         view: its draft view, once it has one.
         drafted: tokens drafted since the last verification.
+        released: it has given its row back; under overlap scheduling one more step of it may be
+            under way, whose outcome nobody wants.
         group: whose turn it verifies in.
         counters: the request's own, which outlive this record when it is retracted.
         horizon: most tokens that it drafts before a verification.
@@ -32,8 +35,10 @@ class RequestState:
     obstacle: str | None
     group: int
     counters: DraftCounters
+    prompt_tokens: int
     horizon: int
     budget: Budget
+    released: bool = False
     view: DraftView | None = None
     drafted: int = 0
     last_yield: int = 0

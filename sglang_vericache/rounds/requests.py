@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
@@ -12,7 +12,7 @@ from sglang_vericache.request_options import options_of
 from sglang_vericache.rounds.accounting import rows_of_plain_decoding
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.stagger import assign_group
-from sglang_vericache.support import draft_obstacle
+from sglang_vericache.support import ENDED, draft_obstacle
 from sglang_vericache.tree.view_builder import ViewBuilder
 from sglang_vericache.tree.view_plan import PathNode
 
@@ -37,14 +37,20 @@ class RunningRequests:
     def __len__(self) -> int:
         return len(self._states)
 
-    def of(self, batch: ScheduleBatch) -> list[RequestState]:
-        """States in the order of the batch, new ones for requests in their first decode step."""
-        return [self._state(req) for req in batch.reqs]
+    def of(self, batch: ScheduleBatch, committed: Sequence[int]) -> list[RequestState]:
+        """States in the order of the batch, new ones for requests in their first decode step.
+
+        Args:
+            committed: tokens of each request whose KV is computed.
+        """
+        return [self._state(r, n) for r, n in zip(batch.reqs, committed, strict=True)]
 
     def get(self, rid: str) -> RequestState | None:
         return self._states.get(rid)
 
-    def _state(self, req: Req) -> RequestState:
+    def _state(self, req: Req, committed: int) -> RequestState:
+        if req.kv.req_pool_idx is None:
+            return self._ended(req, committed)
         state = self._states.get(req.rid)
         if state is None:
             options = options_of(req, self.config)
@@ -54,6 +60,7 @@ class RunningRequests:
                 obstacle=draft_obstacle(req, options),
                 group=assign_group((s.group for s in self), self.config.stagger_groups),
                 counters=counters_of(req),
+                prompt_tokens=committed,
                 horizon=options.horizon or self.config.horizon,
                 budget=self.views.budget_of(options.keep_ratio),
             )
@@ -64,6 +71,21 @@ class RunningRequests:
                 "without giving its row back"
             )
         return state
+
+    def _ended(self, req: Req, committed: int) -> RequestState:
+        """Overlap scheduling with grammars processes the last step between choosing a batch and
+        running it: a request that ended there is run once more, for nobody."""
+        return RequestState(
+            rid=req.rid,
+            row=-1,
+            obstacle=ENDED,
+            group=0,
+            counters=counters_of(req),
+            prompt_tokens=committed,
+            horizon=self.config.horizon,
+            budget=self.views.budget,
+            released=True,
+        )
 
     # tree.cache.RequestListener
 
@@ -76,8 +98,10 @@ class RunningRequests:
         self.forget(req.rid)
         self._cut_overshoot(req)
         state = self._states.pop(req.rid, None)
-        if state is not None and state.view is not None:
-            self.views.close(state.view)
+        if state is not None:
+            state.released = True
+            if state.view is not None:
+                self.views.close(state.view)
 
     def _cut_overshoot(self, req: Req) -> None:
         """A round is counted before its request's end is found in it."""

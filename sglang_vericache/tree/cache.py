@@ -47,6 +47,10 @@ class VeriRadixCache(UnifiedRadixCache):
             for info in infos
         )
 
+    def holds_prompt(self, req: Req, prompt_tokens: int) -> bool:
+        """Whether the checkpoint after the prefill has been made, if there is to be one."""
+        return self.disable or req.kv.cache_protected_len >= prompt_tokens
+
     def _span_info(self, node_id: int) -> SpanInfo | None:
         span = self.spans.get(node_id)
         return (

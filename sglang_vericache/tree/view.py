@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
+
 from sglang_vericache.compressors.budget import Budget
 from sglang_vericache.pool.span import Span
 
@@ -23,13 +25,13 @@ class DraftView:
         budget: the most generous of the request's own and those of the spans it reuses; the
             row limit of the view, and of what is folded into it.
         spans: contiguous, from path position 0 to tail_start; one reference each is held.
-        capacity: entries of the row that hold slots, spare ones included.
+        tail: slots of the tail in row order, spare ones included, as they were taken.
     """
 
     row: int
     budget: Budget
     spans: list[Span] = field(default_factory=list)
-    capacity: int = 0
+    tail: list[torch.Tensor] = field(default_factory=list)
 
     @property
     def tail_start(self) -> int:
@@ -38,6 +40,11 @@ class DraftView:
     @property
     def span_rows(self) -> int:
         return sum(span.rows for span in self.spans)
+
+    @property
+    def capacity(self) -> int:
+        """Entries of the row that hold slots, spare ones included."""
+        return self.span_rows + sum(slots.numel() for slots in self.tail)
 
     @property
     def offset(self) -> int:

@@ -13,6 +13,7 @@ from sglang_vericache.compressors.scorers.keydiff import KeyDiff
 from sglang_vericache.compressors.select import select_rows
 from sglang_vericache.compressors.window import QueryWindow
 from sglang_vericache.config import RECENT_TOKENS, VeriCacheConfig
+from sglang_vericache.kernels.commit_rows import commit_rows
 from sglang_vericache.kernels.gather_span import gather_span, regather_span
 from sglang_vericache.metrics import SpanCounters
 from sglang_vericache.pool.draft_pool import DraftPool
@@ -126,7 +127,7 @@ class ViewBuilder:
         # From the leaf: a prefix outlives what continues it, which is useless without it.
         for span in reversed(view.spans):
             self.spans.touch(span)
-        self._write_spans(view)
+        self._write_row(view)
         return view
 
     def fold(self, view: DraftView, committed: int) -> bool:
@@ -148,17 +149,14 @@ class ViewBuilder:
         if span is None:
             self.counters.no_memory += 1
             return False
-        tail = self.rows.read(view.row, view.span_rows, view.capacity)
-        folded, tail = tail[: end - start], tail[end - start :]
+        tail = torch.cat(view.tail)
         for old in view.spans:
             if old not in kept:
                 old.release()
-        self.pool.allocator.give(folded)
-        view.spans = list(kept)
+        self.pool.allocator.give(tail[: end - start])
+        view.spans, view.tail = list(kept), [tail[end - start :]]
         self._append(view, span)
-        self._write_spans(view)
-        self.rows.write(view.row, view.span_rows, tail)
-        view.capacity = view.span_rows + tail.numel()
+        self._write_row(view)
         return True
 
     def reserve(self, view: DraftView, length: int) -> bool:
@@ -175,8 +173,23 @@ class ViewBuilder:
             self.counters.no_memory += 1
             return False
         self.rows.write(view.row, view.capacity, slots)
-        view.capacity += slots.numel()
+        view.tail.append(slots)
         return True
+
+    def fill_tail(self, view: DraftView, committed: int) -> None:
+        """Copy the exact KV of the tokens after the spans into the tail.
+
+        Precondition: `reserve` gave it room for them.
+        """
+        start = view.tail_start
+        if committed > start:
+            commit_rows(
+                self.full.keys,
+                self.full.values,
+                self.full.slots(view.row, start, committed),
+                self.pool.storage,
+                torch.cat(view.tail)[: committed - start],
+            )
 
     def adopt(self, view: DraftView, path: Sequence[PathNode]) -> None:
         """Let nodes that have come into being own the private spans that end where they end."""
@@ -186,12 +199,12 @@ class ViewBuilder:
                 self.spans.own(ends[span.end], span)
 
     def close(self, view: DraftView) -> None:
-        """Give back the tail and the view's references to its spans."""
-        tail = self.rows.read(view.row, view.span_rows, view.capacity)
-        if tail.numel():
-            self.pool.allocator.give(tail)
+        """Give back the tail and the view's references to its spans; on the host only, since a
+        forward may still be reading them."""
+        for slots in view.tail:
+            self.pool.allocator.give(slots)
+        view.tail = []
         self._release(view)
-        self.rows.clear(view.row)
 
     def _append(self, view: DraftView, span: Span) -> None:
         span.acquire()
@@ -202,12 +215,9 @@ class ViewBuilder:
             span.release()
         view.spans = []
 
-    def _write_spans(self, view: DraftView) -> None:
-        start = 0
-        for span in view.spans:
-            self.rows.write(view.row, start, span.slots)
-            start += span.rows
-        view.capacity = start
+    def _write_row(self, view: DraftView) -> None:
+        slots = torch.cat([*(span.slots for span in view.spans), *view.tail])
+        self.rows.write(view.row, 0, slots)
         self.rows.set_offset(view.row, view.offset)
 
     def _take(self, count: int) -> torch.Tensor | None:
@@ -231,10 +241,11 @@ class ViewBuilder:
         """The queries through which a path-scope scorer looks at a path ending at ``end``."""
         if not self.scorer.window_tokens:
             return _Queries(None, None)
-        if computed is not None and len(computed) >= FEWEST_QUERIES:
-            return _Queries(computed, "scored_with_computed")
         # Queries from before the recent tokens would rate nothing of what came after them.
-        if stored is not None and stored.end >= end - RECENT_TOKENS:
+        oldest = end - RECENT_TOKENS
+        if computed is not None and len(computed) >= FEWEST_QUERIES and computed.end >= oldest:
+            return _Queries(computed, "scored_with_computed")
+        if stored is not None and stored.end >= oldest:
             if computed is not None and computed.start >= stored.end:
                 stored = stored.then(computed, self.scorer.window_tokens)
             return _Queries(stored, "scored_with_stored")
@@ -286,7 +297,7 @@ class ViewBuilder:
         slots = self._take(rows)
         if slots is None:
             return None
-        source = self.rows.read(view.row, view.span_rows, view.span_rows + end - start)
+        source = torch.cat(view.tail)[: end - start]
         picks = []
         for layer in range(self.pool.storage.layers):
             keys, values = self.pool.storage.read(layer, source)

@@ -13,10 +13,10 @@ from sglang.srt.model_executor.forward_batch_info import (
     ForwardMode,
 )
 from sglang.srt.model_executor.model_runner import ModelRunner
-from sglang.srt.speculative.eagle_info import EagleVerifyInput
 
 from sglang_vericache.sub_batch import sub_batch
 from sglang_vericache.verify.accept import accept_longest_prefix
+from sglang_vericache.verify.chain_input import chain_verify_input
 from sglang_vericache.verify.token_picker import TokenPicker
 
 
@@ -75,7 +75,7 @@ class Verifier:
         device = batch.seq_lens.device
         width = max(drafted) + 1
         requests, committed = batch.req_pool_indices[index], batch.seq_lens[index]
-        draft_tokens = self.drafts[requests, : width - 1]
+        draft_tokens = self.drafts[requests, : width - 1]  # a copy: advanced indexing
         input_ids = torch.cat([pending[index, None], draft_tokens], dim=1)
         positions = committed[:, None] + torch.arange(width, device=device)
         table = batch.req_to_token_pool.req_to_token
@@ -90,7 +90,8 @@ class Verifier:
             source_slots.flatten(),
         )
         part.seq_lens_cpu = batch.seq_lens_cpu[list(indices)]
-        part.spec_info = self._verify_input(part, positions, width)
+        positions = positions.clamp(max=self.max_position).flatten()
+        part.spec_info = chain_verify_input(part.input_ids, positions, width)
         forward_batch = ForwardBatch.init_new(
             part,
             self.model_runner,
@@ -103,23 +104,3 @@ class Verifier:
         lengths = torch.tensor(list(drafted), device=device)
         yields = accept_longest_prefix(draft_tokens, lengths, tokens)
         return Verified(tokens, yields, source_slots)
-
-    def _verify_input(
-        self, part: ScheduleBatch, positions: torch.Tensor, width: int
-    ) -> EagleVerifyInput:
-        """A chain (topk 1) without a mask: causal among the tokens read."""
-        return EagleVerifyInput(
-            draft_token=part.input_ids,
-            custom_mask=None,
-            positions=positions.clamp(max=self.max_position).flatten(),
-            retrieve_index=None,
-            retrieve_next_token=None,
-            retrieve_next_sibling=None,
-            retrieve_cum_len=None,
-            spec_steps=width - 1,
-            topk=1,
-            draft_token_num=width,
-            capture_hidden_mode=CaptureHiddenMode.NULL,
-            seq_lens_sum=None,
-            seq_lens_cpu=part.seq_lens_cpu,
-        )

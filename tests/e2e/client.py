@@ -94,7 +94,8 @@ class Client:
         return response.json()
 
     def flush(self) -> None:
-        response = requests.post(self.url + "/flush_cache", timeout=TIMEOUT_S)
+        # An answered request may stay in the running batch for one more step.
+        response = requests.post(self.url + "/flush_cache?timeout=30", timeout=TIMEOUT_S)
         response.raise_for_status()
 
     def info(self) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def tiny_model(real_model) -> Path:
     return make_tiny_model(CACHE / "tiny-random", real_model)
 
 
-def _reference(model: Path, flags, phases: Phases, log: Path) -> Reference:
+def make_reference(model: Path, flags, phases: Phases, log: Path) -> Reference:
+    """Runs the unmodified server."""
     answers: Answers = {}
     with server(model, log, flags, plugin=False, with_gaps=True) as client:
         client.run(phases, answers)
@@ -63,13 +64,13 @@ def _reference(model: Path, flags, phases: Phases, log: Path) -> Reference:
 
 @pytest.fixture(scope="session")
 def tiny_reference(tiny_model, logs) -> Reference:
-    return _reference(tiny_model, TINY_FLAGS, breadth_phases, logs / "tiny-reference.log")
+    return make_reference(tiny_model, TINY_FLAGS, breadth_phases, logs / "tiny-reference.log")
 
 
 @pytest.fixture(scope="session")
 def real_reference(real_model, logs) -> Reference:
     prompts = ChatPrompts(str(real_model))
-    return _reference(
+    return make_reference(
         real_model,
         REAL_FLAGS,
         lambda base: depth_phases(base, prompts),

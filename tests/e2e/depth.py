@@ -62,3 +62,17 @@ def depth_phases(base: Answers, prompts: ChatPrompts, scale: int = 1) -> Iterabl
             prompt += prompts.follow_up("Say it again in one sentence.")
             turns.append(Call(f"{tag}turn2/{n}", prompt, 40))
         yield Phase("second turns", turns, 2)
+        penalties = [
+            Call(
+                f"{tag}penalty/{name}",
+                prompts.question(first + i, 400),
+                90,
+                {name: value},
+                expect="penalty",
+            )
+            for i, (name, value) in enumerate(
+                [("frequency_penalty", 0.6), ("presence_penalty", 0.8), ("repetition_penalty", 1.1)]
+            )
+        ]
+        beside = [Call(f"{tag}beside/{i}", prompts.question(first + i, 500), 90) for i in range(2)]
+        yield Phase("penalties in a drafting batch", penalties + beside, 5)

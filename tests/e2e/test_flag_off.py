@@ -20,7 +20,7 @@ VOLATILE = {
 # What the flag is allowed to set.
 OURS = {
     *("speculative_algorithm", "speculative_num_steps", "speculative_eagle_topk"),
-    *("speculative_num_draft_tokens", "disable_overlap_schedule", "radix_cache_backend"),
+    *("speculative_num_draft_tokens", "radix_cache_backend"),
 }
 
 

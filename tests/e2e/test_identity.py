@@ -6,8 +6,9 @@ Each test is one server with its own way of drafting, given the same calls as th
 from __future__ import annotations
 
 import pytest
+from breadth import breadth_phases
 from compare import Verdict, judge
-from conftest import DRAFT_FLAGS, Reference
+from conftest import DRAFT_FLAGS, TINY_FLAGS, Reference, make_reference
 from servers import server
 
 pytestmark = pytest.mark.e2e
@@ -79,6 +80,15 @@ def test_tiny_keydiff_staggered_retracted_small_pool(tiny_reference, logs):
     assert status["spans"]["evicted"] > 0
     assert status["spans"]["folded"] > 0
     assert verdict.accepted > 0 and verdict.rounds > 0
+
+
+def test_without_overlap_scheduling(tiny_model, logs):
+    """Penalties see every token one step earlier than with overlap, so the reference is its own."""
+    flags = (*TINY_FLAGS, "--disable-overlap-schedule")
+    reference = make_reference(tiny_model, flags, breadth_phases, logs / "sync-reference.log")
+    _, verdict, status = run_ours(reference, logs / "sync.log", ("--vericache-horizon", "5"))
+    assert_same(verdict)
+    assert_drafted(verdict, status)
 
 
 def test_real_model(real_reference, logs):

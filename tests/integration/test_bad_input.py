@@ -144,7 +144,7 @@ def test_model_is_refused_by_what_it_is(model, kind):
         (("--tp-size", "2"), "--tp-size 2: it accepts 1"),
         (("--speculative-algorithm", "NGRAM"), "--speculative-algorithm NGRAM yet"),
         (("--enable-mixed-chunk",), "--enable-mixed-chunk: leave that flag out"),
-        (("--vericache-keep-ratio", "0"), "--vericache-keep-ratio 0 is outside (0, 1]"),
+        (("--vericache-keep-ratio", "0"), "--vericache-keep-ratio 0.0 is outside (0, 1]"),
         (("--vericache-keep-ratio", "1.01"), "--vericache-keep-ratio 1.01 is outside (0, 1]"),
         (("--vericache-keep-ratio", "much"), "--vericache-keep-ratio 'much' is not a number"),
         (("--vericache-compressor", "zip"), "no compressor is called 'zip'. Known: snapkv"),

@@ -23,7 +23,7 @@ def state(span_rows: int = 268, tail_start: int = 1000, drafted: int = 0) -> Req
     slots = torch.zeros(span_rows, dtype=torch.int64)
     span = Span(0, tail_start, slots, "path", allocator, BUDGET)
     view = DraftView(1, BUDGET, [span])
-    return RequestState("r", 1, None, 0, DraftCounters(), 16, BUDGET, view, drafted)
+    return RequestState("r", 1, None, 0, DraftCounters(), 900, 16, BUDGET, False, view, drafted)
 
 
 def account(states, committed, reasons=None, plain=(), draft=(), verify=()) -> StepAccount:
@@ -112,6 +112,14 @@ def test_every_request_needs_its_yield():
     """Catches yields of another step, which would be booked on the wrong requests."""
     with pytest.raises(ValueError):
         account([state(), state()], [10, 10]).settle([1], DraftCounters())
+
+
+def test_a_released_request_is_not_counted():
+    """Catches the step that was under way when its request ended, counted as its work."""
+    gone, total = state(), DraftCounters()
+    gone.released = True
+    account([gone], [1000], verify=[(0, 4)]).settle([5], total)
+    assert total == gone.counters == DraftCounters()
 
 
 def test_settle_returns_the_step():

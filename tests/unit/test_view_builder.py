@@ -33,7 +33,6 @@ def test_a_new_path(end, settings, rows):
     assert (world.counters.built, world.counters.reused, len(world.spans)) == (1, 0, 0)
     world.views.close(view)
     assert world.used == 0
-    assert not world.rows.table.any() and not world.rows.offsets.any()
 
 
 def test_a_span_belongs_to_the_node_where_it_ends():

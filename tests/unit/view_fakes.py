@@ -84,7 +84,7 @@ class World:
     def commit(self, view: DraftView, start: int, end: int) -> None:
         """Tokens [start, end) of the view's path become its tail, as after a verify pass."""
         assert self.views.reserve(view, view.length(end))
-        targets = self.rows.read(view.row, view.length(start), view.length(end))
+        targets = self.rows.table[view.row, view.length(start) : view.length(end)].long()
         source = self.full.slots(view.row, start, end)
         commit_rows(self.full.keys, self.full.values, source, self.pool.storage, targets)
 
@@ -93,7 +93,11 @@ class World:
         spans = {id(s): s for view in views for s in view.spans}
         spans |= {id(s): s for s in map(self.spans.get, self.spans.owners())}
         slots = [span.slots for span in spans.values()]
-        slots += [self.rows.read(view.row, view.span_rows, view.capacity) for view in views]
+        for view in views:
+            slots += view.tail
+            row = self.rows.table[view.row, : view.capacity].long()
+            held = torch.cat([*(span.slots for span in view.spans), *view.tail])
+            assert torch.equal(row, held), "the row does not say what the view holds"
         every = torch.cat([torch.empty(0, dtype=torch.int64), *slots]).tolist()
         assert len(set(every)) == len(every), "a slot is in two places"
         assert 0 not in every, "the padding slot was handed out"
