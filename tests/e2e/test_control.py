@@ -276,7 +276,7 @@ def test_switching_in_mid_stream(running):
     assert phases[0]["draft_pool"]["used_tokens"] == phases[0]["spans"]["owned_tokens"]
     assert last["output_ids"] == expected
     counters = info(last)
-    assert set(counters.plain) <= {"switched_off", "end_of_output"}
+    assert set(counters.plain) <= {"switched_off", "end_of_output", "awaits_checkpoint"}
     assert counters.plain["switched_off"] >= 60 and counters.tokens == 399
     assert counters.rounds > 10
 
@@ -299,7 +299,7 @@ def test_switched_off_before_it_starts(running):
     [
         ({"drafting": 1}, "drafting is 1"),
         ({"on": True}, "Key 'on' is not known"),
-        ([], "no object"),
+        ([], "not an object"),
     ],
 )
 def test_bad_switch(running, body, sentence):
