@@ -18,7 +18,9 @@ from sglang_vericache.support import validate_model, validate_server
 class VeriCacheAlgorithm(CustomSpecAlgo):
     """Answers what SGLang asks of an algorithm; no draft model, no draft weights.
 
-    SGLang 0.5.23 calls three methods that CustomSpecAlgo lacks (patches/0002).
+    SGLang 0.5.23 calls create_future_map, need_topk and carries_draft_hidden_states although
+    CustomSpecAlgo lacks them (patches/0002). Only a patched one asks for get_output_streamer_class
+    (0006), advances_grammar_after_finish (0008) and get_worker_pool_bytes (0009).
     """
 
     def create_future_map(
@@ -41,6 +43,20 @@ class VeriCacheAlgorithm(CustomSpecAlgo):
 
     def carries_draft_hidden_states(self) -> bool:
         return False
+
+    def get_output_streamer_class(self) -> type:
+        from sglang_vericache.output_streamer import VeriCacheOutputStreamer
+
+        return VeriCacheOutputStreamer
+
+    def advances_grammar_after_finish(self) -> bool:
+        # Requests with a grammar are decoded plainly, so they follow the plain order.
+        return True
+
+    def get_worker_pool_bytes(self, kv_cache_configurator, budget_bytes: int) -> int:
+        from sglang_vericache.hooks.pool_budget import draft_pool_bytes
+
+        return draft_pool_bytes(kv_cache_configurator, budget_bytes)
 
     def has_draft_kv(self) -> bool:
         # Drafts write to the draft pool; the main pool only needs slots for the verify pass.

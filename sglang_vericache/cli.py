@@ -47,7 +47,7 @@ def _plugin_rows() -> list[tuple[str, str, str | None]]:
     from importlib.metadata import entry_points
 
     from sglang_vericache import plugin
-    from sglang_vericache.hooks import flag_hooks, server_hooks
+    from sglang_vericache.hooks import flag_hooks, missing_target, server_hooks
 
     plugin.activate()
     entries = [e.value for e in entry_points(group="sglang.srt.plugins") if e.name == "vericache"]
@@ -57,7 +57,9 @@ def _plugin_rows() -> list[tuple[str, str, str | None]]:
     rows += [(failure.what, "registration", failure.why) for failure in plugin.failures()]
     for hook in (*flag_hooks(), *server_hooks()):
         if plugin.applies(hook):
-            rows.append((hook.target, hook.kind, plugin.missing_target(hook.target)))
+            rows.append((hook.target, hook.kind, missing_target(hook.target)))
+        elif plugin.is_relevant(hook):
+            rows.append((hook.target, "not needed", None))
     return rows
 
 

@@ -27,6 +27,7 @@ RADIX_BACKEND = "vericache"
 # The resolved config rides on the ServerArgs record under this name; SGLang lets underscore
 # attributes through its seal and pickles them to the scheduler process.
 RECORD_ATTRIBUTE = "_vericache"
+SWITCH_HELP = "Draft with a compressed KV cache and verify with the full one: the same tokens."
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,9 @@ FLAGS: tuple[Flag, ...] = (
     ),
 )
 
+# Keywords of Engine, the switch first.
+NAMES = (SWITCH, CONFIG, *(flag.name for flag in FLAGS))
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags to SGLang's parser; values stay raw until `config_from`."""
@@ -128,7 +132,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest=SWITCH,
         action="store_true",
         default=None,  # not given, so that the environment may decide
-        help="Draft with a compressed KV cache and verify with the full one: the same tokens.",
+        help=SWITCH_HELP,
     )
     group.add_argument(
         option_of(CONFIG),
@@ -205,8 +209,7 @@ def _sources(given: Mapping[str, Setting]) -> tuple[tuple[str, str], ...]:
 
 def take_keywords(keywords: dict[str, Any]) -> VeriCacheConfig | None:
     """Remove our keywords from Engine's and return their config (None without the switch)."""
-    names = [SWITCH, CONFIG, *(flag.name for flag in FLAGS)]
-    return config_from({name: keywords.pop(name) for name in names if name in keywords})
+    return config_from({name: keywords.pop(name) for name in NAMES if name in keywords})
 
 
 def config_of(server_args: Any) -> VeriCacheConfig | None:

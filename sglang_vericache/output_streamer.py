@@ -1,15 +1,19 @@
-"""SGLang's output streamer without empty chunks and with per-request counters."""
+"""SGLang's output streamer without empty chunks (patches/0005) and with per-request counters."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from sglang.srt.managers import io_struct
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 
 from sglang_vericache.metrics import RowBytes, counters_of
 
 RESPONSE_FIELD = "vericache"
+# Marks one value for the request (patches/0006). Without it, values are lists that SGLang
+# concatenates, and hooks/response_fields.py takes the last.
+_RequestLevelInfo = getattr(io_struct, "RequestLevelInfo", None)
 
 
 class VeriCacheOutputStreamer(SchedulerOutputStreamer):
@@ -38,10 +42,13 @@ class VeriCacheOutputStreamer(SchedulerOutputStreamer):
         return super()._stream_output_generation(news, return_logprob, skip_req, is_idle_batch)
 
     def build_additional_customized_info(self, reqs: list[Req]) -> dict[str, list]:
-        records = [
-            [counters_of(req).describe(self.row_bytes)] if req.finished() else [] for req in reqs
-        ]
-        return {RESPONSE_FIELD: records}
+        return {RESPONSE_FIELD: [self._response_value(req) for req in reqs]}
+
+    def _response_value(self, req: Req) -> Any:
+        record = counters_of(req).describe(self.row_bytes) if req.finished() else None
+        if _RequestLevelInfo is None:
+            return [record] if record is not None else []
+        return _RequestLevelInfo(record) if record is not None else None
 
     def is_request_level_customized_info_key(self, key: str) -> bool:
         return key == RESPONSE_FIELD

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pkgutil import resolve_name
 
 from sglang_vericache import PINNED_SGLANG
-from sglang_vericache.hooks import Hook, flag_hooks, server_hooks
+from sglang_vericache.hooks import Hook, flag_hooks, missing_target, server_hooks
 
 # A spawned process loads plugins before it knows its ServerArgs: it inherits this instead.
 _ARMED = "_SGLANG_VERICACHE_ARMED"
@@ -40,8 +40,7 @@ def activate() -> None:
     """Called by SGLang in every process, before it knows its flags."""
     if installed_sglang() != PINNED_SGLANG:
         return  # what a hook would do to another release nobody knows; check_version says it
-    _attempt("the flag", lambda: _register(flag_hooks()))
-    _attempt("the Engine keywords", _hook_engine)
+    _attempt("the flag", _introduce_flag)
     if os.environ.get(_ARMED):
         try:
             arm()
@@ -61,7 +60,8 @@ def arm() -> None:
     check_version()
     _attempt("the speculative algorithm", _register_algorithm)
     hooks = [hook for hook in server_hooks() if applies(hook)]
-    missing = {hook.target: missing_target(hook.target) for hook in (*flag_hooks(), *hooks)}
+    flags = [hook for hook in flag_hooks() if applies(hook)]
+    missing = {hook.target: missing_target(hook.target) for hook in (*flags, *hooks)}
     problems = [f"{f.what}: {f.why}" for f in _failures]
     problems += [f"hook target {target} {why}" for target, why in missing.items() if why]
     if problems:
@@ -70,7 +70,7 @@ def arm() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry
 
     HookRegistry.apply_hooks()
-    unapplied = [hook.target for hook in hooks if hook.target not in HookRegistry._patched]
+    unapplied = [hook.target for hook in hooks if not is_applied(hook)]
     if unapplied:
         raise PluginError(f"SGLang could not wrap {', '.join(unapplied)}: see its log.")
     os.environ[_ARMED] = "1"
@@ -97,21 +97,36 @@ def installed_sglang() -> str | None:
         return None
 
 
-def missing_target(target: str) -> str | None:
-    """Why a dotted path of SGLang cannot be hooked, or None when it is there."""
-    owner, _, attribute = target.rpartition(".")
-    try:
-        found = hasattr(resolve_name(owner), attribute)
-    except (ImportError, AttributeError) as error:
-        return f"cannot be imported ({error})"
-    return None if found else "is missing"
-
-
 def applies(hook: Hook) -> bool:
     """Whether this process needs the hook."""
+    return is_relevant(hook) and hook.needed
+
+
+def is_relevant(hook: Hook) -> bool:
+    """Whether the hook's function of SGLang is used in this process."""
     from sglang_vericache.cpu import engine
 
     return not hook.cpu_only or engine.in_use()
+
+
+def is_applied(hook: Hook) -> bool:
+    """Whether the hook's function is in the chain of wrappers around its target."""
+    owner, _, attribute = hook.target.rpartition(".")
+    function = getattr(resolve_name(owner), attribute)
+    while function is not None:
+        cells = getattr(function, "__func__", function).__closure__ or ()
+        if any(cell.cell_contents is hook.function for cell in cells):
+            return True
+        function = getattr(function, "__wrapped__", None)
+    return False
+
+
+def applied_hooks() -> list[str]:
+    """Functions of SGLang that the plugin wraps in this process."""
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    hooks = (*flag_hooks(), *server_hooks())
+    return [h.target for h in hooks if h.target in HookRegistry._patched and is_applied(h)]
 
 
 def failures() -> tuple[Failure, ...]:
@@ -123,8 +138,12 @@ def _register(hooks: Iterable[Hook]) -> None:
 
     for hook in hooks:
         known = HookRegistry._hooks.get(hook.target, ())
-        if not any(function is hook.function for _, function, _ in known):
-            HookRegistry.register(hook.target, hook.function, HookType(hook.kind))
+        if any(function is hook.function for _, function, _ in known):
+            continue
+        HookRegistry.register(hook.target, hook.function, HookType(hook.kind))
+        if hook.target in HookRegistry._patched:
+            # Another plugin's hook is applied already, and SGLang would skip the target.
+            HookRegistry._apply_target(hook.target, HookRegistry._hooks[hook.target][-1:])
 
 
 def _attempt(what: str, step: Callable[[], None]) -> None:
@@ -146,7 +165,13 @@ def _register_algorithm() -> None:
         algorithm.register()
 
 
-def _hook_engine() -> None:
-    from sglang_vericache.hooks.server_args import hook_engine
+def _introduce_flag() -> None:
+    """On the command line and as keywords of Engine."""
+    from sglang_vericache.hooks import server_args
 
-    hook_engine()
+    hooks = [hook for hook in flag_hooks() if applies(hook)]
+    if hooks:
+        _register(hooks)
+        server_args.hook_engine()
+    else:
+        server_args.hook_resolution()

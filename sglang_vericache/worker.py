@@ -28,6 +28,7 @@ from sglang_vericache.kernels.commit_rows import commit_rows
 from sglang_vericache.metrics import DraftCounters, RowBytes
 from sglang_vericache.phase_clock import PhaseClock
 from sglang_vericache.plain.decoder import decode_plainly
+from sglang_vericache.plugin import applied_hooks
 from sglang_vericache.pool.sizing import create_pool, create_rows, main_row_bytes
 from sglang_vericache.request_options import options_of
 from sglang_vericache.rounds.accounting import StepAccount
@@ -45,7 +46,7 @@ from sglang_vericache.support import (
 )
 from sglang_vericache.tree.view import DraftView
 from sglang_vericache.tree.view_builder import FullKV, ViewBuilder
-from sglang_vericache.verify.token_picker import TokenPicker
+from sglang_vericache.verify.logits_consumer import create_picker
 from sglang_vericache.verify.verifier import Verifier
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class VeriCacheWorker(BaseSpecWorker):
         )
 
     def init_attention_backends(self) -> None:
-        picker = TokenPicker(self.config.verify_chunk_rows)
+        picker = create_picker(self.config.verify_chunk_rows, self.model_runner)
         self.draft_backend = DraftAttentionBackend(self.pool, self.rows)
         self.draft_step = DraftStep(
             self.model_runner,
@@ -336,6 +337,10 @@ class VeriCacheWorker(BaseSpecWorker):
     def clear_cache_pool(self) -> None:
         """flush_cache: the tree has dropped its spans; nothing else of ours outlives requests."""
 
+    def get_internal_state(self) -> dict[str, Any]:
+        """SGLang asks this for its info endpoint where it is patched (patches/0006)."""
+        return {"vericache": self.status()}
+
     def status(self) -> dict[str, Any]:
         """For the info endpoint."""
         allocator = self.pool.allocator
@@ -349,6 +354,7 @@ class VeriCacheWorker(BaseSpecWorker):
                 "format": self.pool.storage.format.name,
             },
             "phase_seconds": dict(self.phases.seconds),
+            "hooks": applied_hooks(),
         }
         if self.requests is None:
             return status

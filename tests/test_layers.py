@@ -30,7 +30,7 @@ RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 GROUND = {"config", "metrics"}
 
 FREE_OF_SGLANG = (
-    *("config.py", "flags.py", "metrics.py", "compressors"),
+    *("config.py", "flags.py", "metrics.py", "server_fields.py", "compressors"),
     *("nearest.py", "sources.py", "request_options.py", "last_chunk.py"),
     *("phase_clock.py", "prometheus.py"),
     *("pool/allocator.py", "pool/rows.py", "pool/span.py", "pool/sizing.py"),

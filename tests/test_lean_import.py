@@ -37,6 +37,7 @@ def probe(*modules: str) -> tuple[list[str], bool]:
         "sglang_vericache.request_options",
         "sglang_vericache.prometheus",
         "sglang_vericache.plugin",
+        "sglang_vericache.server_fields",
         "sglang_vericache.cli",
     ],
 )

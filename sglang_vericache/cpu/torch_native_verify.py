@@ -67,6 +67,8 @@ HOOKS = (
         forward_extend,
         "torch_native has no TARGET_VERIFY",
         "0007-torch-native-target-verify.patch",
+        "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend"
+        "._run_sdpa_forward_target_verify",
         cpu_only=True,
     ),
 )

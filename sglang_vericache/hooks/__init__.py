@@ -1,13 +1,15 @@
 """Functions of SGLang that the plugin wraps: one file each, every one with the patch it stands for.
 
-The two lists here are all of them. FLAG_HOOKS make the flag known and are always there;
-SERVER_HOOKS are applied in the processes of a server that uses it.
+The two lists here are all of them. Flag hooks make the flag known and are always there; server
+hooks are applied in the processes of a server that uses it. An SGLang that has what a hook's
+patch adds goes without the hook.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pkgutil import resolve_name
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Hook:
         function: takes the original first when ``around``, the result first when ``after``.
         reason: what goes wrong without it.
         patch: the file in patches/ that would make it unnecessary.
+        unless: dotted path of what that patch adds to SGLang.
         cpu_only: needed only where SGLang runs its CPU engine.
     """
 
@@ -28,7 +31,23 @@ class Hook:
     function: Callable
     reason: str
     patch: str
+    unless: str | None = None
     cpu_only: bool = False
+
+    @property
+    def needed(self) -> bool:
+        """Whether the installed SGLang lacks what the patch adds."""
+        return self.unless is None or missing_target(self.unless) is not None
+
+
+def missing_target(target: str) -> str | None:
+    """Why a dotted path of SGLang cannot be found, or None when it is there."""
+    owner, _, attribute = target.rpartition(".")
+    try:
+        found = hasattr(resolve_name(owner), attribute)
+    except (ImportError, AttributeError) as error:
+        return f"cannot be imported ({error})"
+    return None if found else "is missing"
 
 
 def flag_hooks() -> tuple[Hook, ...]:

@@ -46,5 +46,6 @@ HOOKS = (
         reserve_per_decode,
         "without overlap scheduling half of the reserve is never used",
         "0004-decode-reserve.patch",
+        "sglang.srt.mem_cache.allocation_sizing.get_num_unsettled_decode_steps",
     ),
 )

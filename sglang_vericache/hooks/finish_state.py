@@ -20,5 +20,6 @@ HOOKS = (
         update_finish_state,
         "a step that accepts nothing rescans the whole output",
         "0005-steps-that-accept-nothing.patch",
+        "sglang.srt.managers.schedule_batch.Req.num_unsent_tokens",
     ),
 )

@@ -12,6 +12,7 @@ from sglang_vericache.flags import ALGORITHM
 from sglang_vericache.hooks import Hook
 
 PATCH = "0008-grammar-order.patch"
+ADDED = "sglang.srt.speculative.spec_registry.CustomSpecAlgo.advances_grammar_after_finish"
 
 
 def _ours(batch) -> bool:
@@ -46,6 +47,7 @@ HOOKS = (
         advance_grammar_fsm,
         "a speculative step advances grammars before it looks for the end of a request",
         PATCH,
+        ADDED,
     ),
     Hook(
         f"{_PROCESSOR}._handle_finish_state_updated_req",
@@ -53,5 +55,6 @@ HOOKS = (
         accept_after_finish,
         "a speculative step advances grammars before it looks for the end of a request",
         PATCH,
+        ADDED,
     ),
 )

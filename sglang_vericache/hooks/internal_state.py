@@ -10,8 +10,8 @@ SWITCH = "vericache_drafting"
 
 def add_vericache(result, controller, state) -> None:
     worker = controller.scheduler.draft_worker
-    if hasattr(worker, "status"):
-        state["vericache"] = worker.status()
+    if hasattr(worker, "get_internal_state"):
+        state.update(worker.get_internal_state())
 
 
 def add_switch(handlers, controller) -> None:
@@ -43,6 +43,7 @@ HOOKS = (
         add_vericache,
         "a registered algorithm cannot contribute to /server_info",
         "0006-request-level-info.patch",
+        "sglang.srt.speculative.base_spec_worker.BaseSpecWorker.get_internal_state",
     ),
     Hook(
         "sglang.srt.managers.scheduler_components.internal_state"

@@ -30,5 +30,6 @@ HOOKS = (
         pick_tokens,
         "a verify pass of 256 requests would hold gigabytes of logits at once",
         "0003-logits-row-chunks.patch",
+        "sglang.srt.model_executor.forward_context.ForwardContext.logits_consumer",
     ),
 )

@@ -24,7 +24,8 @@ HOOKS = (
         "sglang.srt.managers.scheduler.Scheduler.get_output_streamer_class",
         "around",
         output_streamer_class,
-        "steps that accept nothing stream empty chunks, and responses carry no counters",
-        "0005-steps-that-accept-nothing.patch",
+        "a registered algorithm cannot choose the output streamer: responses carry no counters",
+        "0006-request-level-info.patch",
+        "sglang.srt.speculative.spec_registry.CustomSpecAlgo.get_output_streamer_class",
     ),
 )

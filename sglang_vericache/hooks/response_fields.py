@@ -26,5 +26,6 @@ HOOKS = (
         update_request_meta_info,
         "a request-level value arrives as a list of one",
         "0006-request-level-info.patch",
+        "sglang.srt.managers.io_struct.RequestLevelInfo",
     ),
 )

@@ -1,4 +1,9 @@
-"""The flag on every way to start SGLang."""
+"""The flag on every way to start SGLang.
+
+SGLang's ServerArgs is a record with fixed fields, so the command line and Engine are hooked. Where
+plugins can declare fields (patches/0001), `server_fields` does, and a resolution hook of SGLang's
+own is all that remains.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,9 @@ from sglang_vericache import flags
 from sglang_vericache.config import VeriCacheConfigError
 from sglang_vericache.hooks import Hook
 
-PATCH = "0001-server-args-vericache.patch"
+PATCH = "0001-plugin-server-args.patch"
+# The patch adds a mechanism; this is what it gives us, if our entry point is installed.
+ADDED = f"sglang.srt.server_args.ServerArgs.{flags.SWITCH}"
 
 
 def add_cli_args(original, parser) -> None:
@@ -69,6 +76,57 @@ def hook_engine() -> None:
         module.Engine.server_args_class = staticmethod(engine_server_args)
 
 
+def resolve_fields(record, previous) -> None:
+    """A resolution hook: ``previous`` is the step of SGLang's that it comes before."""
+    from sglang_vericache import plugin
+
+    try:
+        _resolve_fields(record)
+    except (VeriCacheConfigError, plugin.PluginError) as error:
+        if _from_command_line(record):
+            sys.exit(f"error: {error}")
+        raise
+    previous(record)
+
+
+def _resolve_fields(record) -> None:
+    from sglang.srt.arg_groups.overrides import declare_resolution
+
+    from sglang_vericache import plugin
+    from sglang_vericache.cpu import engine
+
+    config = flags.config_from({name: getattr(record, name) for name in flags.NAMES})
+    if config is None:
+        return
+    declared = {"speculative_algorithm": _algorithm(record.speculative_algorithm)}
+    plugin.check_version()
+    if _from_command_line(record):
+        engine.ensure_server()
+    else:
+        engine.ensure_library_user()
+    plugin.arm()
+    backend = engine.default_attention_backend()
+    if record.attention_backend is None and backend is not None:
+        declared["attention_backend"] = backend
+    declare_resolution(record, "vericache", **declared)
+    setattr(record, flags.RECORD_ATTRIBUTE, config)
+
+
+def _from_command_line(record) -> bool:
+    command = record.launch_command
+    return command is not None and not command.startswith("Engine(")
+
+
+def hook_resolution() -> None:
+    """Resolve our fields before anything of SGLang reads the speculative algorithm."""
+    from sglang.srt.arg_groups import resolution_hooks
+
+    # The step that has the same precondition: it may reset the algorithm.
+    step = "handle_aux_hidden_state_capture"
+    if resolve_fields not in resolution_hooks._HOOKS.get(step, ()):
+        resolution_hooks.register_resolution_hook(step)(resolve_fields)
+
+
 def _algorithm(chosen: str | None) -> str:
     if chosen not in (None, flags.ALGORITHM):
         raise VeriCacheConfigError(
@@ -85,6 +143,7 @@ HOOKS = (
         add_cli_args,
         "a plugin cannot add fields to ServerArgs",
         PATCH,
+        ADDED,
     ),
     Hook(
         "sglang.srt.server_args.ServerArgs.from_cli_args",
@@ -92,5 +151,6 @@ HOOKS = (
         from_cli_args,
         "a plugin cannot add fields to ServerArgs",
         PATCH,
+        ADDED,
     ),
 )

@@ -28,7 +28,11 @@ class TokenPicker:
     ) -> None:
         """Set ``tokens`` ``[N]`` for ``hidden_states`` ``[N, hidden]``."""
         chunks = hidden_states.split(self.chunk_rows)
-        self.tokens = torch.cat([logits_of(chunk).argmax(dim=-1) for chunk in chunks])
+        self.tokens = torch.cat([self.choose(logits_of(chunk)) for chunk in chunks])
+
+    def choose(self, logits: torch.Tensor) -> torch.Tensor:
+        """``[rows, vocab]`` logits to ``[rows]`` tokens."""
+        return logits.argmax(dim=-1)
 
     @contextmanager
     def active(self) -> Iterator[TokenPicker]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import cpu_engine
+import patched_sglang
 import pytest
 
 cpu_engine.required()
 
 from sglang.srt.plugins import load_plugins  # noqa: E402
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: E402
 
 load_plugins()
 
@@ -34,11 +36,44 @@ def test_all_hook_targets_exist(capsys):
 def test_arming_applies_every_hook():
     """A hook that is registered but not applied would leave SGLang unmodified."""
     plugin.arm()
-    from pkgutil import resolve_name
-
     for hook in (*hooks.flag_hooks(), *hooks.server_hooks()):
-        owner, _, name = hook.target.rpartition(".")
-        assert hasattr(getattr(resolve_name(owner), name), "__wrapped__"), hook.target
+        # patches/ makes all of them unnecessary; test_patches.py runs this file so.
+        assert hook.needed != patched_sglang.in_use(), hook.target
+        assert plugin.is_applied(hook) == hook.needed, hook.target
+        assert (hook.target in plugin.applied_hooks()) == hook.needed
+
+
+class Hooked:
+    """Stands for a class of SGLang."""
+
+    def name(self) -> str:
+        return "sglang"
+
+
+def test_a_function_that_another_plugin_has_wrapped(monkeypatch):
+    """Catches a hook that SGLang skips: it applies those of a target once."""
+    target = f"{__name__}.Hooked.name"
+    HookRegistry.register(target, lambda result, self: f"other({result})", HookType.AFTER)
+    HookRegistry.apply_hooks()
+    ours = hooks.Hook(target, "after", lambda result, self: f"ours({result})", "a test", "none")
+    monkeypatch.setattr(plugin, "server_hooks", lambda: (ours,))
+    plugin.arm()
+    plugin.arm()
+    assert Hooked().name() == "ours(other(sglang))"
+    assert plugin.is_applied(ours)
+
+
+def test_a_hook_that_is_not_needed_is_left_out(monkeypatch, capsys):
+    """Catches a hook beside the feature that replaces it: both would act."""
+    known = "sglang.srt.managers.scheduler.Scheduler"
+    idle = hooks.Hook(f"{known}.gone", "around", print, "a test", "none", f"{known}.__init__")
+    monkeypatch.setattr(plugin, "server_hooks", lambda: (idle,))
+    monkeypatch.setattr(hooks, "server_hooks", lambda: (idle,))
+    plugin.arm()
+    assert f"{known}.gone" not in HookRegistry._hooks
+    assert main(["check"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if f"{known}.gone" in line]
+    assert row.endswith("not needed")
 
 
 def test_another_release_is_refused(monkeypatch, capsys):
