@@ -17,7 +17,7 @@ from sglang_vericache.kernels.pool_format import PoolFormat, PoolStorage
 from sglang_vericache.kernels.score_window import score_window
 
 MODEL_DTYPE = torch.bfloat16
-# A layer's rows alone are larger than any L2 cache; a few layers in turn leave nothing of each other.
+# A layer's rows alone exceed any L2 cache; a few layers in turn leave nothing of each other.
 LAYERS = 4
 # Slots come from a pool that has run for a while in runs of the blocks that tails are taken in.
 RUN_OF_SLOTS = 32

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from sglang_vericache.kernels.pool_format import PoolFormat, create_format
+from sglang_vericache.kernels.pool_format import create_format
 
 FORMATS = ("bfloat16", "fp8_e4m3", "int4")
 CALLS_IN_GRAPH = 24

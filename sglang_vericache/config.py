@@ -77,6 +77,7 @@ class VeriCacheConfig:
         stagger_groups: the running requests take turns verifying in this many groups.
         fold_tail_tokens: a tail longer than this is folded into a span.
         verify_chunk_rows: rows of logits that exist at a time during a verify pass.
+        sources: (field, where its value came from); empty for a config made in code.
     """
 
     compressor: CompressorSpec = CompressorSpec()
@@ -88,6 +89,7 @@ class VeriCacheConfig:
     stagger_groups: int = 1
     fold_tail_tokens: int = 256
     verify_chunk_rows: int = 512
+    sources: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if (self.keep_ratio is None) == (self.keep_tokens is None):
@@ -117,10 +119,19 @@ class VeriCacheConfig:
         """Draft slots that one request's tail can hold."""
         return self.fold_tail_tokens + self.verify_width
 
+    def __str__(self) -> str:
+        """Each setting with its source, for the log."""
+        sources = dict(self.sources)
+        return ", ".join(
+            f"{name}={value} ({sources.get(name, 'code')})"
+            for name, value in self.describe().items()
+            if name != "sources"
+        )
+
     def describe(self) -> dict[str, Any]:
         """Plain values for logs and the server's info endpoint."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return values | {"compressor": str(self.compressor)}
+        return values | {"compressor": str(self.compressor), "sources": dict(self.sources)}
 
 
 def _at_least(flag: str, value: int | None, minimum: int) -> None:

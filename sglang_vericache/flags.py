@@ -1,14 +1,15 @@
 """Command-line flags and Engine keywords -> VeriCacheConfig.
 
-One table describes the flags; the parser, ``sgl.Engine(...)`` keywords and the documentation
-are generated from it.
+One table describes the flags; the parser, ``sgl.Engine(...)`` keywords, the keys of a config
+file, the environment variables and the documentation are generated from it.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from sglang_vericache.config import (
@@ -17,6 +18,7 @@ from sglang_vericache.config import (
     VeriCacheConfigError,
     parse_memory,
 )
+from sglang_vericache.sources import CONFIG, SWITCH, Setting, gather, is_enabled, option_of
 
 # Under this name the scheduler knows us: ServerArgs.speculative_algorithm.
 ALGORITHM = "VERICACHE"
@@ -25,7 +27,6 @@ RADIX_BACKEND = "vericache"
 # The resolved config rides on the ServerArgs record under this name; SGLang lets underscore
 # attributes through its seal and pickles them to the scheduler process.
 RECORD_ATTRIBUTE = "_vericache"
-SWITCH = "enable_vericache"
 SWITCH_HELP = "Draft with a compressed KV cache and verify with the full one: the same tokens."
 
 
@@ -47,21 +48,21 @@ class Flag:
 
     @property
     def option(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        return option_of(self.name)
 
 
 def _number(kind: type, name: str) -> Callable[[Any], Any]:
     def convert(value: Any) -> Any:
         try:
+            if isinstance(value, bool):
+                raise TypeError("a truth value counts as 0 or 1")
             number = kind(value)
             if isinstance(value, float) and kind is int and number != value:
                 raise ValueError("a fraction")
             return number
         except (TypeError, ValueError, OverflowError):
             what = "a whole number" if kind is int else "a number"
-            raise VeriCacheConfigError(
-                f"--{name.replace('_', '-')} {value!r} is not {what}."
-            ) from None
+            raise VeriCacheConfigError(f"{option_of(name)} {value!r} is not {what}.") from None
 
     return convert
 
@@ -120,7 +121,7 @@ FLAGS: tuple[Flag, ...] = (
 )
 
 # Keywords of Engine, the switch first.
-NAMES = (SWITCH, *(flag.name for flag in FLAGS))
+NAMES = (SWITCH, CONFIG, *(flag.name for flag in FLAGS))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,7 +131,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--enable-vericache",
         dest=SWITCH,
         action="store_true",
+        default=None,  # not given, so that the environment may decide
         help=SWITCH_HELP,
+    )
+    group.add_argument(
+        option_of(CONFIG),
+        dest=CONFIG,
+        metavar="FILE|JSON",
+        default=None,
+        help="Settings from a JSON or YAML file, or JSON text; keys as the flags without "
+        "--vericache- and with underscores. A flag wins over the file, the file over the "
+        "environment (SGLANG_VERICACHE_HORIZON and so on), that over the default.",
     )
     for flag in FLAGS:
         group.add_argument(
@@ -138,27 +149,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def config_from(values: Mapping[str, Any]) -> VeriCacheConfig | None:
+def config_from(
+    values: Mapping[str, Any], environ: Mapping[str, str] | None = None
+) -> VeriCacheConfig | None:
     """Config of raw flag values (name -> value, None when not given), or None without the switch.
+
+    Args:
+        environ: by default this process's.
 
     Raises:
         VeriCacheConfigError: a bad value, or a flag without ``--enable-vericache``.
     """
-    given = {flag: values[flag.name] for flag in FLAGS if values.get(flag.name) is not None}
-    if not values.get(SWITCH):
-        if given:
-            names = ", ".join(flag.option for flag in given)
-            raise VeriCacheConfigError(f"{names} has no effect without --enable-vericache: add it.")
+    environ = os.environ if environ is None else environ
+    if not is_enabled(values, environ):
+        names = (CONFIG, *(flag.name for flag in FLAGS))
+        idle = [option_of(name) for name in names if values.get(name) is not None]
+        if idle:
+            raise VeriCacheConfigError(
+                f"{', '.join(idle)} has no effect without --enable-vericache: add it."
+            )
         return None
-    settings = {flag.config_field: flag.convert(value) for flag, value in given.items()}
+    given = gather([flag.name for flag in FLAGS], values, environ)
+    settings = {f.config_field: _convert(f, given[f.name]) for f in FLAGS if f.name in given}
     if "keep_tokens" in settings:
         settings.setdefault("keep_ratio", None)
-    config = VeriCacheConfig(**settings)
     # Imported here: the registry imports torch, which `--help` should not wait for.
     from sglang_vericache.compressors.registry import create_scorer
 
-    create_scorer(config.compressor)
+    try:
+        config = VeriCacheConfig(**settings, sources=_sources(given))
+        create_scorer(config.compressor)
+    except VeriCacheConfigError as error:
+        raise VeriCacheConfigError(_with_origins(str(error), given)) from None
     return config
+
+
+def _convert(flag: Flag, setting: Setting) -> Any:
+    try:
+        return flag.convert(setting.value)
+    except VeriCacheConfigError as error:
+        raise VeriCacheConfigError(_with_origins(str(error), {flag.name: setting})) from None
+
+
+def _with_origins(message: str, given: Mapping[str, Setting]) -> str:
+    """``message`` with the place of each setting it names that was not given by its flag."""
+    named = [flag for flag in FLAGS if flag.name in given and flag.option in message]
+    origins = [given[flag.name].origin for flag in named]
+    elsewhere = [origin for origin in origins if not origin.startswith("flag ")]
+    return f"{message} (Set by {', '.join(elsewhere)}.)" if elsewhere else message
+
+
+def _sources(given: Mapping[str, Setting]) -> tuple[tuple[str, str], ...]:
+    origins = {flag.config_field: given[flag.name].origin for flag in FLAGS if flag.name in given}
+    if "keep_tokens" in origins:
+        origins["keep_ratio"] = origins["keep_tokens"]
+    names = [field.name for field in fields(VeriCacheConfig) if field.name != "sources"]
+    return tuple((name, origins.get(name, "default")) for name in names)
 
 
 def take_keywords(keywords: dict[str, Any]) -> VeriCacheConfig | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,18 +35,34 @@ class SpanCounters:
     scored_without: int = 0
 
 
+@dataclass(frozen=True)
+class RowBytes:
+    """What one KV row weighs over all layers and heads: the draft pool may store less of it."""
+
+    draft: int
+    full: int
+
+
+def _tally() -> defaultdict[Any, int]:
+    """Counts by name; made for every request in every step, where Counter would cost."""
+    return defaultdict(int)
+
+
 @dataclass
 class DraftCounters:
     """Work of drafting and verifying, of one request or of all.
+
+    Rows are KV rows read per layer and kv head.
 
     Attributes:
         rounds: verify passes that a request took part in.
         drafted: draft tokens verified.
         accepted: draft tokens found equal to the full model's, up to the end of the output.
+        yields: rounds by the tokens that they produced, the full model's own one included.
         plain: tokens decoded one by one, by reason.
-        rows_read: KV rows read per layer and head, of spans and tails by draft steps and of the
-            full KV by verify passes and plain steps.
-        rows_full: KV rows that plain decoding would have read for the same tokens.
+        draft_rows_read: rows of spans and tails, by draft steps.
+        full_rows_read: rows of the full KV, by verify passes and plain steps.
+        rows_full: rows of the full KV that plain decoding would have read for the same tokens.
         draft_rows_limit_exceeded: draft steps that read more than budget, sinks, window and tail;
             anything but 0 is a defect.
     """
@@ -54,17 +70,19 @@ class DraftCounters:
     rounds: int = 0
     drafted: int = 0
     accepted: int = 0
-    plain: Counter[str] = field(default_factory=Counter)
-    rows_read: int = 0
+    yields: defaultdict[int, int] = field(default_factory=_tally)
+    plain: defaultdict[str, int] = field(default_factory=_tally)
+    draft_rows_read: int = 0
+    full_rows_read: int = 0
     rows_full: int = 0
     draft_rows_limit_exceeded: int = 0
 
     @classmethod
     def parse(cls, described: Mapping[str, Any]) -> DraftCounters:
-        """Inverse of `describe`."""
-        names = ("rounds", "drafted", "accepted", "rows_read", "rows_full")
+        """Inverse of `describe`, as far as that tells."""
+        names = ("rounds", "drafted", "accepted", "draft_rows_read", "full_rows_read", "rows_full")
         counts = {name: described.get(name, 0) for name in names}
-        return cls(plain=Counter(described.get("plain", {})), **counts)
+        return cls(plain=defaultdict(int, described.get("plain", {})), **counts)
 
     @property
     def round_tokens(self) -> int:
@@ -79,25 +97,48 @@ class DraftCounters:
     def tokens(self) -> int:
         return self.round_tokens + sum(self.plain.values())
 
+    @property
+    def rows_read(self) -> int:
+        return self.draft_rows_read + self.full_rows_read
+
+    def bytes_read(self, row_bytes: RowBytes) -> int:
+        return self.draft_rows_read * row_bytes.draft + self.full_rows_read * row_bytes.full
+
+    def bytes_full(self, row_bytes: RowBytes) -> int:
+        """Bytes that plain decoding would have read."""
+        return self.rows_full * row_bytes.full
+
     def add(self, other: DraftCounters) -> None:
         self.rounds += other.rounds
         self.drafted += other.drafted
         self.accepted += other.accepted
-        self.plain.update(other.plain)
-        self.rows_read += other.rows_read
+        for tokens, rounds in other.yields.items():
+            self.yields[tokens] += rounds
+        for reason, tokens in other.plain.items():
+            self.plain[reason] += tokens
+        self.draft_rows_read += other.draft_rows_read
+        self.full_rows_read += other.full_rows_read
         self.rows_full += other.rows_full
         self.draft_rows_limit_exceeded += other.draft_rows_limit_exceeded
 
-    def cut(self, tokens: int, rows_full: int) -> None:
+    def cut(self, tokens: int, rows_full: int, round_tokens: int) -> None:
         """Take back ``tokens`` that a round yielded past the end of its request.
 
         Args:
             rows_full: rows that plain decoding would have read for them.
+            round_tokens: tokens that the round was counted with.
         """
         self.accepted -= tokens
         self.rows_full -= rows_full
+        self.yields[round_tokens] -= 1
+        self.yields[round_tokens - tokens] += 1
 
-    def describe(self) -> dict[str, Any]:
+    def accepted_histogram(self) -> list[int]:
+        """At index n the rounds in which n draft tokens were accepted."""
+        most = max((tokens for tokens, rounds in self.yields.items() if rounds), default=0)
+        return [self.yields[tokens] for tokens in range(1, most + 1)]
+
+    def describe(self, row_bytes: RowBytes) -> dict[str, Any]:
         """Plain values, as the response field and the info endpoint show them."""
         return {
             "rounds": self.rounds,
@@ -105,9 +146,31 @@ class DraftCounters:
             "accepted": self.accepted,
             "tokens_per_round": round(self.tokens_per_round, 3) if self.rounds else None,
             "plain": dict(self.plain),
+            "draft_rows_read": self.draft_rows_read,
+            "full_rows_read": self.full_rows_read,
             "rows_read": self.rows_read,
             "rows_full": self.rows_full,
+            "bytes_read": self.bytes_read(row_bytes),
+            "bytes_full": self.bytes_full(row_bytes),
         }
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Everything that the metrics endpoint shows of one worker.
+
+    Attributes:
+        drafting: whether drafting is switched on.
+        phase_seconds: time by phase of the scheduler step.
+    """
+
+    drafting: bool
+    total: DraftCounters
+    row_bytes: RowBytes
+    spans: SpanCounters
+    pool_used_tokens: int
+    pool_tokens: int
+    phase_seconds: Mapping[str, float]
 
 
 _REQUEST_ATTRIBUTE = "vericache_counters"

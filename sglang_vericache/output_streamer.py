@@ -8,7 +8,7 @@ from sglang.srt.managers import io_struct
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 
-from sglang_vericache.metrics import counters_of
+from sglang_vericache.metrics import RowBytes, counters_of
 
 RESPONSE_FIELD = "vericache"
 # Marks one value for the request (patches/0006). Without it, values are lists that SGLang
@@ -17,11 +17,16 @@ _RequestLevelInfo = getattr(io_struct, "RequestLevelInfo", None)
 
 
 class VeriCacheOutputStreamer(SchedulerOutputStreamer):
-    """Adds the field RESPONSE_FIELD to the ``meta_info`` of finished requests."""
+    """Adds the field RESPONSE_FIELD to the ``meta_info`` of finished requests.
+
+    Attributes:
+        row_bytes: of the pools; a subclass for one server sets it.
+    """
 
     __slots__ = ()
 
     has_additional_customized_info: ClassVar[bool] = True
+    row_bytes: ClassVar[RowBytes]
 
     def _stream_output_generation(
         self,
@@ -31,15 +36,27 @@ class VeriCacheOutputStreamer(SchedulerOutputStreamer):
         is_idle_batch: bool = False,
     ):
         news = [r for r in reqs if r.finished() or len(r.output_ids) > r.send_token_offset]
+        for req in news:
+            if req.finished():
+                _count_rounds_only(req)
         return super()._stream_output_generation(news, return_logprob, skip_req, is_idle_batch)
 
     def build_additional_customized_info(self, reqs: list[Req]) -> dict[str, list]:
         return {RESPONSE_FIELD: [self._response_value(req) for req in reqs]}
 
     def _response_value(self, req: Req) -> Any:
+        record = counters_of(req).describe(self.row_bytes) if req.finished() else None
         if _RequestLevelInfo is None:
-            return [counters_of(req).describe()] if req.finished() else []
-        return _RequestLevelInfo(counters_of(req).describe()) if req.finished() else None
+            return [record] if record is not None else []
+        return _RequestLevelInfo(record) if record is not None else None
 
     def is_request_level_customized_info_key(self, key: str) -> bool:
         return key == RESPONSE_FIELD
+
+
+def _count_rounds_only(req: Req) -> None:
+    """SGLang counts every step as a verify pass, and shows its counts when a request ends."""
+    counters = counters_of(req)
+    req.spec_verify_ct = counters.rounds
+    req.spec_num_correct_drafts = counters.accepted
+    req.spec_correct_drafts_histogram = counters.accepted_histogram()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from sglang_vericache.flags import ALGORITHM
+from sglang_vericache.request_options import RequestOptions
 
 # Response fields and metrics use these words for tokens that were decoded plainly.
 SHORT_CONTEXT = "short_context"
@@ -14,6 +15,8 @@ NO_DRAFT_MEMORY = "no_draft_memory"
 END_OF_OUTPUT = "end_of_output"
 AWAITS_CHECKPOINT = "awaits_checkpoint"
 ENDED = "ended"
+DISABLED_BY_REQUEST = "disabled_by_request"
+SWITCHED_OFF = "switched_off"
 
 
 def validate_server(settings: Any) -> str | None:
@@ -110,7 +113,7 @@ def validate_layers(model: torch.nn.Module) -> str | None:
     return None
 
 
-def draft_obstacle(req: Any) -> str | None:
+def draft_obstacle(req: Any, options: RequestOptions) -> str | None:
     """What a request asks for that is not exact with drafting, or None.
 
     Such a request is decoded plainly, in the same batch as those that draft.
@@ -120,6 +123,7 @@ def draft_obstacle(req: Any) -> str | None:
     """
     params = req.sampling_params
     for found, reason in (
+        (not options.enabled, DISABLED_BY_REQUEST),
         (params.top_k > 1, "sampling"),
         (req.grammar is not None, "grammar"),
         (_has_penalty(params), "penalty"),

@@ -11,6 +11,7 @@ import torch
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.managers.tp_worker import TpModelWorker
 from sglang.srt.managers.utils import GenerationBatchResult
+from sglang.srt.runtime_context import get_observability
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 
 from sglang_vericache.compressors.registry import create_scorer
@@ -25,9 +26,12 @@ from sglang_vericache.draft_input import PendingTokens
 from sglang_vericache.emission import Emission
 from sglang_vericache.flags import config_of
 from sglang_vericache.kernels.commit_rows import commit_rows
+from sglang_vericache.metrics import DraftCounters, RowBytes
+from sglang_vericache.phase_clock import PhaseClock
 from sglang_vericache.plain.decoder import decode_plainly
 from sglang_vericache.plugin import applied_hooks
-from sglang_vericache.pool.sizing import create_pool, create_rows
+from sglang_vericache.pool.sizing import create_pool, create_rows, main_row_bytes
+from sglang_vericache.request_options import options_of
 from sglang_vericache.rounds.accounting import StepAccount
 from sglang_vericache.rounds.policy import Candidate, RoundPlan, plan_step
 from sglang_vericache.rounds.request_state import RequestState
@@ -37,6 +41,7 @@ from sglang_vericache.support import (
     END_OF_OUTPUT,
     NO_DRAFT_MEMORY,
     SHORT_CONTEXT,
+    SWITCHED_OFF,
     draft_obstacle,
     validate_layers,
 )
@@ -61,11 +66,14 @@ class VeriCacheWorker(BaseSpecWorker):
         problem = validate_layers(self.model_runner.model)
         if problem is not None:
             raise ValueError(problem)
+        logger.info("vericache settings: %s", self.config)
         self.scorer = create_scorer(self.config.compressor)
         watch = self.scorer.watch
         undoes_rotary = watch is not None and watch.undoes_rotary
         self.rotary = ModelRotary(self.model_runner.model) if undoes_rotary else None
         self.requests: RunningRequests | None = None
+        self.drafting = True
+        self.settled = DraftCounters()  # of the step whose yields came last
         self._accounts: deque[StepAccount] = deque()
         self._step = 0
 
@@ -82,6 +90,8 @@ class VeriCacheWorker(BaseSpecWorker):
         main = token_to_kv_pool_allocator.get_kvcache()
         self.pool = create_pool(self.config, main, req_to_token_pool.size)
         self.rows = create_rows(self.config, req_to_token_pool.req_to_token)
+        self.row_bytes = RowBytes(self.pool.storage.row_bytes, main_row_bytes(main))
+        self.phases = PhaseClock(self.pool.device, get_observability().enable_metrics)
         rows = req_to_token_pool.req_to_token.shape[0]
         self.drafts = torch.zeros(
             (rows, self.config.horizon + 1), dtype=torch.int64, device=self.pool.device
@@ -133,7 +143,7 @@ class VeriCacheWorker(BaseSpecWorker):
         self.views = ViewBuilder(
             self.config, self.scorer, self.pool, self.rows, self.tree_cache.spans, self.full
         )
-        self.requests = RunningRequests(self.config.stagger_groups, self.views, self.capture.forget)
+        self.requests = RunningRequests(self.config, self.views, self.capture.forget)
         self.tree_cache.listener = self.requests
         logger.info("vericache active: %s", self.status())
 
@@ -162,7 +172,8 @@ class VeriCacheWorker(BaseSpecWorker):
         ranges, offset = [], 0
         for req, start, count in zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True):
             total = len(req.full_untruncated_fill_ids)
-            if total >= self.config.min_context_tokens and draft_obstacle(req) is None:
+            drafts = self.drafting and total >= self.config.min_context_tokens
+            if drafts and draft_obstacle(req, options_of(req, self.config)) is None:
                 ranges.append(self.capture.range_of(req.rid, start, count, total, offset))
             offset += count
         return [r for r in ranges if r is not None]
@@ -182,8 +193,9 @@ class VeriCacheWorker(BaseSpecWorker):
         self.target_worker.set_hicache_consumer(-1)
         if plan.draft:
             drafted = [states[i].drafted for i, _ in plan.draft]
-            self.drafter.run(batch, plan.draft, drafted, pending)
-            account.drafted(self.views.budget, plan.draft)
+            with self.phases("draft"):
+                self.drafter.run(batch, plan.draft, drafted, pending)
+            account.drafted(plan.draft)
             for i, count in plan.draft:
                 states[i].drafted += count
         emission = Emission(batch, pending, self.config.verify_width)
@@ -198,11 +210,13 @@ class VeriCacheWorker(BaseSpecWorker):
         """Give a request its draft view, or say why this step decodes it plainly."""
         if state.obstacle is not None:
             return state.obstacle
+        if not self.drafting:
+            return SWITCHED_OFF
         if state.view is None:
             return self._open_view(req, state, committed)
         long_tail = state.view.tail_tokens(committed) > self.config.fold_tail_tokens
         folds = state.drafted == 0 and long_tail
-        if folds and not self.views.fold(state.view, committed):
+        if folds and not self._fold(state.view, committed):
             return self._without_memory(state)
         if not self._reserve(state.view, committed):
             return self._without_memory(state)
@@ -221,20 +235,29 @@ class VeriCacheWorker(BaseSpecWorker):
         shareable = fresh and state.prompt_tokens >= self.config.min_context_tokens
         end = state.prompt_tokens if shareable else committed
         path, seen = self.tree_cache.path_of(req), self.capture.observation(req.rid)
-        state.view = self.views.open(state.row, path, end, seen)
+        with self.phases("build"):
+            state.view = self.views.open(state.row, path, end, seen, state.budget)
         if state.view is None or not self._reserve(state.view, committed):
             return self._without_memory(state)
         self.capture.forget(req.rid)
-        self.views.fill_tail(state.view, committed)
+        with self.phases("build"):
+            self.views.fill_tail(state.view, committed)
         return None
+
+    def _fold(self, view: DraftView, committed: int) -> bool:
+        with self.phases("build"):
+            return self.views.fold(view, committed)
 
     def _reserve(self, view: DraftView, committed: int) -> bool:
         return self.views.reserve(view, view.length(committed) + self.config.verify_width)
 
-    def _without_memory(self, state: RequestState) -> str:
+    def _close_view(self, state: RequestState) -> None:
         if state.view is not None:
             self.views.close(state.view)
         state.view, state.drafted = None, 0
+
+    def _without_memory(self, state: RequestState) -> str:
+        self._close_view(state)
         state.memory_generation = self.pool.allocator.generation
         return NO_DRAFT_MEMORY
 
@@ -250,7 +273,7 @@ class VeriCacheWorker(BaseSpecWorker):
             # Not from output_ids, which trail by a step under overlap scheduling.
             produced = committed[i] + 1 - len(req.origin_input_ids)
             remaining = req.sampling_params.max_new_tokens - produced
-            room = min(self.config.horizon, remaining - 1, self.max_position - committed[i])
+            room = min(state.horizon, remaining - 1, self.max_position - committed[i])
             if reasons[i] is None and room <= 0:
                 reasons[i] = END_OF_OUTPUT
             candidates.append(Candidate(i, reasons[i] is None, state.drafted, room, state.group))
@@ -261,7 +284,8 @@ class VeriCacheWorker(BaseSpecWorker):
         indices = [i for i, _ in plan.verify]
         index = torch.tensor(indices, device=batch.seq_lens.device)
         drafted = [count for _, count in plan.verify]
-        verified = self.verifier.run(batch, index, indices, drafted, pending)
+        with self.phases("verify"):
+            verified = self.verifier.run(batch, index, indices, drafted, pending)
         emission.add_verified(index, verified)
         width = verified.tokens.shape[1]
         column = torch.arange(width, device=index.device)
@@ -272,7 +296,8 @@ class VeriCacheWorker(BaseSpecWorker):
 
     def _decode_plainly(self, batch, indices, states, pending, emission: Emission) -> None:
         index = torch.tensor(indices, device=batch.seq_lens.device)
-        step = decode_plainly(self.target_worker, batch, index, indices, pending)
+        with self.phases("plain"):
+            step = decode_plainly(self.target_worker, batch, index, indices, pending)
         emission.add_plain(index, indices, step)
         viewed = [n for n, i in enumerate(indices) if states[i].view is not None]
         if viewed:
@@ -289,19 +314,29 @@ class VeriCacheWorker(BaseSpecWorker):
         lengths = batch.seq_lens[index] + self.rows.offsets[requests]
         targets = self.rows.table[requests[:, None], lengths[:, None] + column].to(torch.int64)
         targets = torch.where(kept, targets, torch.zeros_like(targets))
-        commit_rows(
-            self.full.keys,
-            self.full.values,
-            source_slots.flatten(),
-            self.pool.storage,
-            targets.flatten(),
-        )
+        with self.phases("commit"):
+            commit_rows(
+                self.full.keys,
+                self.full.values,
+                source_slots.flatten(),
+                self.pool.storage,
+                targets.flatten(),
+            )
 
     def on_verify_complete_cpu(
         self, num_correct_drafts_per_req: list[int], batch_size: int = 0
     ) -> None:
         """SGLang read a step's yields back; results come in the order of the steps."""
-        self._accounts.popleft().settle(num_correct_drafts_per_req, self.requests.total)
+        account = self._accounts.popleft()
+        self.settled = account.settle(num_correct_drafts_per_req, self.requests.total)
+
+    def switch_drafting(self, on: bool) -> None:
+        """Between steps: running requests go on plainly, or draft again, from the next one."""
+        logger.info("vericache drafting is switched %s", "on" if on else "off")
+        self.drafting = on
+        if not on and self.requests is not None:
+            for state in self.requests:
+                self._close_view(state)
 
     def clear_cache_pool(self) -> None:
         """flush_cache: the tree has dropped its spans; nothing else of ours outlives requests."""
@@ -314,6 +349,7 @@ class VeriCacheWorker(BaseSpecWorker):
         """For the info endpoint."""
         allocator = self.pool.allocator
         status = {
+            "drafting": self.drafting,
             "config": self.config.describe(),
             "draft_pool": {
                 "tokens": allocator.total,
@@ -321,6 +357,7 @@ class VeriCacheWorker(BaseSpecWorker):
                 "bytes": self.pool.storage.row_bytes * allocator.total,
                 "format": self.pool.storage.format.name,
             },
+            "phase_seconds": dict(self.phases.seconds),
             "hooks": applied_hooks(),
         }
         if self.requests is None:
@@ -334,6 +371,6 @@ class VeriCacheWorker(BaseSpecWorker):
                 **vars(spans.counters),
             },
             "requests": len(self.requests),
-            "totals": self.requests.total.describe()
+            "totals": self.requests.total.describe(self.row_bytes)
             | {"draft_rows_limit_exceeded": self.requests.total.draft_rows_limit_exceeded},
         }

@@ -31,6 +31,8 @@ GROUND = {"config", "metrics"}
 
 FREE_OF_SGLANG = (
     *("config.py", "flags.py", "metrics.py", "server_fields.py", "compressors"),
+    *("nearest.py", "sources.py", "request_options.py", "last_chunk.py"),
+    *("phase_clock.py", "prometheus.py"),
     *("pool/allocator.py", "pool/rows.py", "pool/span.py", "pool/sizing.py"),
     *("tree/view_plan.py", "tree/span_table.py", "tree/view.py", "tree/view_builder.py"),
     *("rounds/policy.py", "rounds/stagger.py"),

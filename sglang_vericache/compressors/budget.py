@@ -17,10 +17,15 @@ class Budget:
     """One budget over a whole path, equal for every layer and kv head.
 
     A row of the draft pool holds one token of each kv head, so rows are counted per head.
+
+    Attributes:
+        keep_ratio, keep_tokens: one of the two is None.
+        most_rows: never more, whatever the ratio says.
     """
 
     keep_ratio: float | None
     keep_tokens: int | None
+    most_rows: int | None = None
 
     @classmethod
     def of(cls, config: VeriCacheConfig) -> Budget:
@@ -31,7 +36,12 @@ class Budget:
         if self.keep_tokens is not None:
             return min(self.keep_tokens, path_tokens)
         # As written: 0.07 of 100 tokens is 7, not the 8 that binary dust would round up to.
-        return min(math.ceil(Fraction(str(self.keep_ratio)) * path_tokens), path_tokens)
+        rows = min(math.ceil(Fraction(str(self.keep_ratio)) * path_tokens), path_tokens)
+        return rows if self.most_rows is None else min(rows, self.most_rows)
+
+    def keeps_at_least(self, other: Budget, path_tokens: int) -> bool:
+        """Whether it keeps as many rows as ``other`` of a path of ``path_tokens`` tokens."""
+        return self.asked_rows(path_tokens) >= other.asked_rows(path_tokens)
 
     def path_rows(self, path_tokens: int) -> int:
         """Rows of spans that cover ``path_tokens`` tokens: what is asked, and at least the tokens

@@ -15,7 +15,7 @@ from sglang_vericache.config import VeriCacheConfigError
 KERNEL_LIBRARY = Path(__file__).parent / "kernel_library"
 # SGLang caches is_cpu() before plugins load, so the switch must be set when Python starts.
 SWITCH = "SGLANG_USE_CPU_ENGINE"
-_ONCE = "SGLANG_VERICACHE_RESTARTED"
+_ONCE = "_SGLANG_VERICACHE_RESTARTED"
 
 
 def environment(base: dict[str, str]) -> dict[str, str]:

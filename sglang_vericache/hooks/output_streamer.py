@@ -12,7 +12,11 @@ def output_streamer_class(original, scheduler):
         return original(scheduler)
     from sglang_vericache.output_streamer import VeriCacheOutputStreamer
 
-    return VeriCacheOutputStreamer
+    class OutputStreamer(VeriCacheOutputStreamer):
+        __slots__ = ()
+        row_bytes = scheduler.draft_worker.row_bytes
+
+    return OutputStreamer
 
 
 HOOKS = (

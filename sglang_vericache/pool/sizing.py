@@ -89,6 +89,15 @@ def create_pool(config: VeriCacheConfig, main_pool: Any, max_requests: int) -> D
     return pool
 
 
+def main_row_bytes(main_pool: Any) -> int:
+    """Bytes of one token in SGLang's KVCache, over all layers and kv heads."""
+    layers = range(main_pool.start_layer, main_pool.start_layer + main_pool.layer_num)
+    buffers = [
+        get(n) for n in layers for get in (main_pool.get_key_buffer, main_pool.get_value_buffer)
+    ]
+    return sum(buffer[0].numel() * buffer.element_size() for buffer in buffers)
+
+
 def create_rows(config: VeriCacheConfig, main_table: torch.Tensor) -> DraftRows:
     """Rows wide enough for the longest context that ``main_table`` ``[R, W]`` can hold."""
     rows, longest = main_table.shape

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from sglang_vericache.compressors.base import Scope
+from sglang_vericache.compressors.budget import Budget
 from sglang_vericache.compressors.watch import Observation
 from sglang_vericache.pool.allocator import SlotAllocator
 
@@ -21,6 +22,7 @@ class Span:
     Attributes:
         slots: ``[rows]`` int64 slots of the draft pool.
         scope: what the selection depended on.
+        budget: within which it was selected.
         observation: what is known of the path's queries, for a later selection that sees too few
             of its own.
     """
@@ -30,6 +32,7 @@ class Span:
     slots: torch.Tensor
     scope: Scope
     allocator: SlotAllocator = field(repr=False)
+    budget: Budget
     observation: Observation | None = field(default=None, repr=False)
     references: int = 0
     last_used: int = 0

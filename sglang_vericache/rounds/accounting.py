@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sglang_vericache.compressors.budget import Budget
 from sglang_vericache.metrics import DraftCounters
 from sglang_vericache.rounds.policy import RoundPlan
 from sglang_vericache.rounds.request_state import RequestState
@@ -33,32 +32,41 @@ class StepAccount:
         self.counters = [DraftCounters() for _ in states]
         for i in plan.plain:
             self.counters[i].plain[reasons[i]] += 1
-            self.counters[i].rows_read += committed[i] + 1
+            self.counters[i].full_rows_read += committed[i] + 1
         for i, drafted in plan.verify:
             self.counters[i].rounds += 1
             self.counters[i].drafted += drafted
-            self.counters[i].rows_read += committed[i] + drafted + 1
+            self.counters[i].full_rows_read += committed[i] + drafted + 1
 
-    def drafted(self, budget: Budget, work: Sequence[tuple[int, int]]) -> None:
+    def drafted(self, work: Sequence[tuple[int, int]]) -> None:
         """Draft steps of (index, count) just ran; to be told before their states advance."""
         for i, count in work:
             state, committed = self.states[i], self.committed[i]
             view = state.view
             tail = view.tail_tokens(committed) + state.drafted
             first = view.span_rows + tail + 1
-            self.counters[i].rows_read += count * first + count * (count - 1) // 2
-            if view.span_rows > budget.limit_rows(view.tail_start):
+            self.counters[i].draft_rows_read += count * first + count * (count - 1) // 2
+            if view.span_rows > view.budget.limit_rows(view.tail_start):
                 self.counters[i].draft_rows_limit_exceeded += count
 
-    def settle(self, yields: Sequence[int], total: DraftCounters) -> None:
-        """Add this step to its requests and to the total, now that the yields are known."""
+    def settle(self, yields: Sequence[int], total: DraftCounters) -> DraftCounters:
+        """Add this step to its requests and to the total, now that the yields are known.
+
+        Returns:
+            What the step did, all requests together.
+        """
         verified = {i for i, _ in self.plan.verify}
+        step = DraftCounters()
         for i, (state, tokens) in enumerate(zip(self.states, yields, strict=True)):
             if state.released:
                 continue
             counters = self.counters[i]
             if i in verified:
                 counters.accepted += tokens - 1
+                counters.yields[tokens] += 1
+                state.last_yield = tokens
             counters.rows_full += rows_of_plain_decoding(self.committed[i] + 1, tokens)
             state.counters.add(counters)
-            total.add(counters)
+            step.add(counters)
+        total.add(step)
+        return step

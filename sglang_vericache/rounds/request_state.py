@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sglang_vericache.compressors.budget import Budget
 from sglang_vericache.metrics import DraftCounters
 from sglang_vericache.tree.view import DraftView
 
@@ -22,6 +23,9 @@ class RequestState:
             under way, whose outcome nobody wants.
         group: whose turn it verifies in.
         counters: the request's own, which outlive this record when it is retracted.
+        horizon: most tokens that it drafts before a verification.
+        budget: for its draft view.
+        last_yield: tokens of its last round.
         memory_generation: count of frees when memory was last refused; asked again only after
             something was freed.
     """
@@ -32,7 +36,10 @@ class RequestState:
     group: int
     counters: DraftCounters
     prompt_tokens: int
+    horizon: int
+    budget: Budget
     released: bool = False
     view: DraftView | None = None
     drafted: int = 0
+    last_yield: int = 0
     memory_generation: int = -1

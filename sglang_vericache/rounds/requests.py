@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
+from sglang_vericache.config import VeriCacheConfig
 from sglang_vericache.metrics import DraftCounters, counters_of
+from sglang_vericache.request_options import options_of
 from sglang_vericache.rounds.accounting import rows_of_plain_decoding
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.stagger import assign_group
@@ -19,12 +21,13 @@ class RunningRequests:
     """States of the requests that decode; told by the radix cache when one ends.
 
     Args:
-        groups: groups that take turns verifying.
         forget: told the id of each request that gives its row back.
     """
 
-    def __init__(self, groups: int, views: ViewBuilder, forget: Callable[[str], object]) -> None:
-        self.groups, self.views, self.forget = groups, views, forget
+    def __init__(
+        self, config: VeriCacheConfig, views: ViewBuilder, forget: Callable[[str], object]
+    ) -> None:
+        self.config, self.views, self.forget = config, views, forget
         self.total = DraftCounters()
         self._states: dict[str, RequestState] = {}
 
@@ -50,10 +53,17 @@ class RunningRequests:
             return self._ended(req, committed)
         state = self._states.get(req.rid)
         if state is None:
-            group = assign_group((s.group for s in self), self.groups)
-            obstacle, counters = draft_obstacle(req), counters_of(req)
-            row = req.kv.req_pool_idx
-            state = RequestState(req.rid, row, obstacle, group, counters, committed)
+            options = options_of(req, self.config)
+            state = RequestState(
+                rid=req.rid,
+                row=req.kv.req_pool_idx,
+                obstacle=draft_obstacle(req, options),
+                group=assign_group((s.group for s in self), self.config.stagger_groups),
+                counters=counters_of(req),
+                prompt_tokens=committed,
+                horizon=options.horizon or self.config.horizon,
+                budget=self.views.budget_of(options.keep_ratio),
+            )
             self._states[req.rid] = state
         elif state.row != req.kv.req_pool_idx:
             raise AssertionError(
@@ -66,7 +76,15 @@ class RunningRequests:
         """Overlap scheduling with grammars processes the last step between choosing a batch and
         running it: a request that ended there is run once more, for nobody."""
         return RequestState(
-            req.rid, -1, ENDED, 0, counters_of(req), prompt_tokens=committed, released=True
+            rid=req.rid,
+            row=-1,
+            obstacle=ENDED,
+            group=0,
+            counters=counters_of(req),
+            prompt_tokens=committed,
+            horizon=self.config.horizon,
+            budget=self.views.budget,
+            released=True,
         )
 
     # tree.cache.RequestListener
@@ -89,7 +107,8 @@ class RunningRequests:
         """A round is counted before its request's end is found in it."""
         kept = len(req.output_ids_through_stop)
         past_end = len(req.output_ids) - kept
-        if past_end > 0:
+        state = self._states.get(req.rid)
+        if past_end > 0 and state is not None:
             rows = rows_of_plain_decoding(len(req.origin_input_ids) + kept, past_end)
-            counters_of(req).cut(past_end, rows)
-            self.total.cut(past_end, rows)
+            for counters in (counters_of(req), self.total):
+                counters.cut(past_end, rows, state.last_yield)

@@ -53,7 +53,9 @@ class VeriRadixCache(UnifiedRadixCache):
 
     def _span_info(self, node_id: int) -> SpanInfo | None:
         span = self.spans.get(node_id)
-        return SpanInfo(span.start, span.rows, span.scope) if span is not None else None
+        return (
+            SpanInfo(span.start, span.rows, span.scope, span.budget) if span is not None else None
+        )
 
     # A request's life, as release_kv_cache and checkpoint_kv_cache drive it.
 

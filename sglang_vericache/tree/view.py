@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from sglang_vericache.compressors.budget import Budget
 from sglang_vericache.pool.span import Span
 
 
@@ -21,11 +22,14 @@ class DraftView:
 
     Attributes:
         row: the request's row in both request tables.
+        budget: the most generous of the request's own and those of the spans it reuses; the
+            row limit of the view, and of what is folded into it.
         spans: contiguous, from path position 0 to tail_start; one reference each is held.
         tail: slots of the tail in row order, spare ones included, as they were taken.
     """
 
     row: int
+    budget: Budget
     spans: list[Span] = field(default_factory=list)
     tail: list[torch.Tensor] = field(default_factory=list)
 

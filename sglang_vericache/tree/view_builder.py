@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from sglang_vericache.compressors.base import ScoreInputs, Scorer
-from sglang_vericache.compressors.budget import Budget
+from sglang_vericache.compressors.budget import ALWAYS_KEPT_TOKENS, Budget
 from sglang_vericache.compressors.rotary import Rotary
 from sglang_vericache.compressors.scorers.keydiff import KeyDiff
 from sglang_vericache.compressors.select import select_rows
@@ -90,12 +90,21 @@ class ViewBuilder:
         # The queries of generated tokens are not observed.
         self._of_tails = scorer if scorer.watch is None else self._without_queries
 
+    def budget_of(self, keep_ratio: float | None) -> Budget:
+        """Of a request that asks for ``keep_ratio``: up to what the server's own budget keeps of
+        the longest context, for which the rows have room. The server's when None."""
+        if keep_ratio is None:
+            return self.budget
+        room = self.rows.width - self.config.tail_capacity - ALWAYS_KEPT_TOKENS
+        return Budget(keep_ratio, None, most_rows=max(room, 1))
+
     def open(
         self,
         row: int,
         path: Sequence[PathNode],
         end: int,
         computed: Observation | None,
+        budget: Budget | None = None,
     ) -> DraftView | None:
         """Draft view over the committed tokens [0, end), or None when the draft pool is full.
 
@@ -103,15 +112,16 @@ class ViewBuilder:
             row: the request's row in the main request table.
             path: the request's nodes of the radix tree.
             computed: what was observed of the queries that this request computed.
+            budget: of this request; the server's when None.
         """
-        plan = plan_view(path, end, self.budget, self.scorer.scope)
-        view = DraftView(row)
+        plan = plan_view(path, end, budget or self.budget, self.scorer.scope)
+        view = DraftView(row, plan.budget)
         for node in plan.reused:
             self._append(view, self.spans.get(node.node_id))
             self.counters.reused += 1
         queries = self._choose_queries(computed, self._stored(path, end), end)
         for build in plan.builds:
-            span = self._build(row, build, end, queries)
+            span = self._build(row, build, end, queries, plan.budget)
             if span is None:
                 self._release(view)
                 self.counters.no_memory += 1
@@ -133,11 +143,12 @@ class ViewBuilder:
         for another span, the whole path is selected anew.
         """
         start, end = view.tail_start, committed - RECENT_TOKENS
-        share = self.budget.share_rows(end - start, end)
-        if view.span_rows + share > self.budget.limit_rows(end):
-            whole = Build(0, end, self.budget.path_rows(end), None)
+        share = view.budget.share_rows(end - start, end)
+        if view.span_rows + share > view.budget.limit_rows(end):
+            whole = Build(0, end, view.budget.path_rows(end), None)
             known = next((s.observation for s in view.spans[::-1] if s.observation), None)
-            span = self._build(view.row, whole, end, self._choose_queries(None, known, end))
+            queries = self._choose_queries(None, known, end)
+            span = self._build(view.row, whole, end, queries, view.budget)
             kept: list[Span] = []
         else:
             span = self._fold_tail(view, start, end, share)
@@ -244,7 +255,9 @@ class ViewBuilder:
         counter = "scored_with_stored" if choice.borrowed else "scored_with_computed"
         return _Queries(choice.observation, counter)
 
-    def _build(self, row: int, build: Build, path_end: int, queries: _Queries) -> Span | None:
+    def _build(
+        self, row: int, build: Build, path_end: int, queries: _Queries, budget: Budget
+    ) -> Span | None:
         slots = self._take(build.rows)
         if slots is None:
             return None
@@ -267,7 +280,8 @@ class ViewBuilder:
         self.counters.built += 1
         queries.count(self.counters)
         kept = queries.observation if build.end == path_end else None
-        return Span(build.start, build.end, slots, scorer.scope, self.pool.allocator, kept)
+        allocator = self.pool.allocator
+        return Span(build.start, build.end, slots, scorer.scope, allocator, budget, kept)
 
     def _inputs(
         self,
@@ -303,4 +317,4 @@ class ViewBuilder:
             picks.append(select_rows(scores, rows, start, end, keep_recent=False))
         regather_span(self.pool.storage, source, torch.stack(picks), slots)
         self.counters.folded += 1
-        return Span(start, end, slots, self._of_tails.scope, self.pool.allocator)
+        return Span(start, end, slots, self._of_tails.scope, self.pool.allocator, view.budget)

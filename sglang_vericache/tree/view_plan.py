@@ -22,6 +22,7 @@ class SpanInfo:
     start: int
     rows: int
     scope: Scope
+    budget: Budget
 
 
 @dataclass(frozen=True)
@@ -52,44 +53,57 @@ class Build:
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """Spans of a draft view in path order: the reused ones, then the built ones."""
+    """Spans of a draft view in path order: the reused ones, then the built ones.
+
+    Attributes:
+        budget: the most generous of the request's own and those of the reused spans; what is
+            built is built within it.
+    """
 
     reused: tuple[PathNode, ...]
     builds: tuple[Build, ...]
+    budget: Budget
 
 
 def plan_view(path: Sequence[PathNode], end: int, budget: Budget, scope: Scope) -> ViewPlan:
     """Plan spans that cover [0, end) within one budget over the path.
 
-    The deepest chain of spans is reused when it covers at least REUSE_SHARE of the path and stays,
-    with what is added, within the path's row limit. Otherwise all is selected anew: in one span,
-    or, where the path leaves a prefix that other requests share (a node with several children)
-    and that prefix is at least REUSE_SHARE of it, in two, so that the others reuse the first.
+    The deepest chain of spans is reused when each was selected within a budget that keeps at
+    least as much as ``budget``, and they cover at least REUSE_SHARE of the path and stay, with
+    what is added, within the row limit of the most generous of these budgets. Otherwise all is
+    selected anew: in one span, or, where the path leaves a prefix that other requests share (a
+    node with several children) and that prefix is at least REUSE_SHARE of it, in two, so that the
+    others reuse the first.
 
     Args:
         path: nodes from the root; may end before ``end`` (tokens not in the tree yet).
         end: tokens that the view must cover.
+        budget: of the request.
         scope: of the scorer that would build; says whether a fork is worth a span of its own.
     """
     for depth in range(len(path), 0, -1):
         chain = _chain(path[:depth])
         if chain is None or chain[-1].end > end:
             continue
+        if not all(node.span.budget.keeps_at_least(budget, end) for node in chain):
+            continue
+        widest = max((node.span.budget for node in chain), key=lambda b: b.asked_rows(end))
         covered, rows = chain[-1].end, sum(node.span.rows for node in chain)
         share = max(REUSE_SHARE[node.span.scope] for node in chain)
-        builds = _build_after(path, covered, end, budget)
+        builds = _build_after(path, covered, end, widest)
         rows += sum(build.rows for build in builds)
-        if covered >= share * end and rows <= budget.limit_rows(end):
-            return ViewPlan(chain, builds)
+        if covered >= share * end and rows <= widest.limit_rows(end):
+            return ViewPlan(chain, builds, widest)
     fork = _fork(path, end, scope)
     if fork is None:
-        return ViewPlan((), (Build(0, end, budget.path_rows(end), _owner(path, end)),))
+        whole = Build(0, end, budget.path_rows(end), _owner(path, end))
+        return ViewPlan((), (whole,), budget)
     # Tokens of the shared part that are always kept: the sinks, and where the fork is close to
     # the end, some of the recent ones.
     forced = SINK_TOKENS + max(0, fork.end - max(0, end - RECENT_TOKENS))
     rows = min(fork.end, max(budget.share_rows(fork.end, end), forced))
     shared = Build(0, fork.end, rows, fork.node_id)
-    return ViewPlan((), (shared, *_build_after(path, fork.end, end, budget)))
+    return ViewPlan((), (shared, *_build_after(path, fork.end, end, budget)), budget)
 
 
 def _chain(path: Sequence[PathNode]) -> tuple[PathNode, ...] | None:

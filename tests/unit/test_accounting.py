@@ -20,9 +20,10 @@ BUDGET = Budget(0.2, None)
 def state(span_rows: int = 268, tail_start: int = 1000, drafted: int = 0) -> RequestState:
     """A request whose spans keep ``span_rows`` of its first ``tail_start`` tokens."""
     allocator = SlotAllocator(0, "cpu")
-    span = Span(0, tail_start, torch.zeros(span_rows, dtype=torch.int64), "path", allocator)
-    counters = DraftCounters()
-    return RequestState("r", 1, None, 0, counters, 900, view=DraftView(1, [span]), drafted=drafted)
+    slots = torch.zeros(span_rows, dtype=torch.int64)
+    span = Span(0, tail_start, slots, "path", allocator, BUDGET)
+    view = DraftView(1, BUDGET, [span])
+    return RequestState("r", 1, None, 0, DraftCounters(), 900, 16, BUDGET, False, view, drafted)
 
 
 def account(states, committed, reasons=None, plain=(), draft=(), verify=()) -> StepAccount:
@@ -36,11 +37,12 @@ def test_a_round():
     plain decoding would have read 1011, 1012 and 1013."""
     request, total = state(), DraftCounters()
     step = account([request], [1010], draft=[(0, 3)], verify=[(0, 3)])
-    step.drafted(BUDGET, [(0, 3)])
+    step.drafted([(0, 3)])
     step.settle([3], total)
     for counters in (request.counters, total):
         assert (counters.rounds, counters.drafted, counters.accepted) == (1, 3, 2)
-        assert counters.rows_read == (279 + 280 + 281) + 1014
+        assert counters.draft_rows_read == 279 + 280 + 281
+        assert counters.full_rows_read == 1014
         assert counters.rows_full == 1011 + 1012 + 1013
         assert counters.draft_rows_limit_exceeded == 0
         assert counters.tokens == 3
@@ -50,7 +52,7 @@ def test_drafting_over_several_steps():
     """Catches tokens drafted in earlier steps that are left out of the view's length."""
     request, total = state(drafted=8), DraftCounters()
     step = account([request], [1010], draft=[(0, 2)])
-    step.drafted(BUDGET, [(0, 2)])
+    step.drafted([(0, 2)])
     step.settle([0], total)
     assert total.rows_read == 287 + 288
     assert (total.rounds, total.accepted, total.rows_full, total.tokens) == (0, 0, 0, 0)
@@ -85,7 +87,7 @@ def test_requests_are_kept_apart():
         draft=[(1, 1), (0, 2)],
         verify=[(1, 1)],
     )
-    step.drafted(BUDGET, [(1, 1), (0, 2)])
+    step.drafted([(1, 1), (0, 2)])
     step.settle([0, 2, 1], total)
     first, second, third = (request.counters for request in requests)
     assert (first.rows_read, first.rows_full, first.tokens) == (279 + 280, 0, 0)
@@ -101,7 +103,7 @@ def test_a_view_beyond_its_limit_is_reported(rows, exceeded):
     """Catches a watchdog that never barks: 1000 tokens at 0.2 may fill 200 + 68 rows."""
     request, total = state(span_rows=rows), DraftCounters()
     step = account([request], [1010], draft=[(0, 3)])
-    step.drafted(BUDGET, [(0, 3)])
+    step.drafted([(0, 3)])
     step.settle([0], total)
     assert total.draft_rows_limit_exceeded == exceeded
 
@@ -118,3 +120,15 @@ def test_a_released_request_is_not_counted():
     gone.released = True
     account([gone], [1000], verify=[(0, 4)]).settle([5], total)
     assert total == gone.counters == DraftCounters()
+
+
+def test_settle_returns_the_step():
+    """Catches SGLang's own averages over something else than this step: rounds and their tokens,
+    the last round of each request for what lies behind its end."""
+    requests, total = [state(), state(), state()], DraftCounters(rounds=5)
+    step = account(requests, [1010, 1020, 1030], ["grammar", None, None], [0], verify=[(1, 4)])
+    done = step.settle([1, 3, 0], total)
+    assert (done.rounds, done.accepted, done.round_tokens, done.drafted) == (1, 2, 3, 4)
+    assert done.yields == {3: 1} and done.plain == {"grammar": 1}
+    assert total.rounds == 6
+    assert [request.last_yield for request in requests] == [0, 3, 0]

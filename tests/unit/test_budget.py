@@ -100,3 +100,26 @@ def test_share_of_everything_is_what_is_asked(budget):
     """Catches a whole path that is treated unlike the sum of its parts."""
     for end in LENGTHS:
         assert budget.share_rows(end, end) == budget.asked_rows(end)
+
+
+def test_a_request_keeps_no_more_than_its_row_holds():
+    """Catches a large ratio of a long path that does not fit into a draft row."""
+    budget = Budget(0.5, None, most_rows=300)
+    assert [budget.asked_rows(tokens) for tokens in (100, 600, 601, 5000)] == [50, 300, 300, 300]
+    assert budget.limit_rows(5000) == 300 + ALWAYS_KEPT_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("kept", "asked", "tokens", "enough"),
+    [
+        (Budget(0.2, None), Budget(0.2, None), 1000, True),
+        (Budget(0.2, None), Budget(0.3, None), 1000, False),
+        (Budget(None, 200), Budget(0.2, None), 1000, True),
+        (Budget(None, 200), Budget(0.2, None), 1001, False),
+        (Budget(0.2, None), Budget(None, 200), 999, True),
+        (Budget(0.2, None), Budget(None, 200), 990, False),
+    ],
+)
+def test_keeps_at_least(kept, asked, tokens, enough):
+    """Catches budgets compared by their settings instead of by what they keep of this path."""
+    assert kept.keeps_at_least(asked, tokens) == enough

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sglang_vericache.compressors.budget import Budget
 from sglang_vericache.pool.allocator import SlotAllocator
 from sglang_vericache.pool.rows import DraftRows
 from sglang_vericache.pool.span import Span
 from sglang_vericache.tree.view import DraftView
+
+BUDGET = Budget(0.1, None)
 
 
 def test_write():
@@ -31,10 +34,11 @@ def test_view_lengths():
     """Catches a view length that is one off: it is where the next token's KV is written."""
     allocator = SlotAllocator(100, "cpu")
     spans = [
-        Span(0, 300, allocator.take(30), "path", allocator),
-        Span(300, 400, allocator.take(12), "node", allocator),
+        Span(0, 300, allocator.take(30), "path", allocator, BUDGET),
+        Span(300, 400, allocator.take(12), "node", allocator, BUDGET),
     ]
-    view = DraftView(row=1, spans=spans, tail=[allocator.take(10), allocator.take(8)])
+    tail = [allocator.take(10), allocator.take(8)]
+    view = DraftView(row=1, budget=BUDGET, spans=spans, tail=tail)
     assert view.capacity == 60
     assert (view.tail_start, view.span_rows, view.offset) == (400, 42, -358)
     # 407 committed tokens: 42 rows of spans, then one row for each of 7 tokens.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sglang_vericache.compressors.budget import Budget
 from sglang_vericache.compressors.window import QueryWindow
 from sglang_vericache.metrics import SpanCounters
 from sglang_vericache.pool.allocator import SlotAllocator
@@ -28,9 +29,12 @@ def table() -> SpanTable:
     return table
 
 
+BUDGET = Budget(0.2, None)
+
+
 def new_span(allocator: SlotAllocator, rows: int = 10, queries: int = 0) -> Span:
     window = QueryWindow(torch.zeros(1, queries, 1, 1), tuple(range(50 - queries, 50)), 64)
-    return Span(0, 50, allocator.take(rows), "path", allocator, window if queries else None)
+    return Span(0, 50, allocator.take(rows), "path", allocator, BUDGET, window if queries else None)
 
 
 def test_slots_go_back_with_the_last_reference(allocator):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sglang_vericache.request_options import RequestOptions
 from sglang_vericache.support import (
     draft_obstacle,
     validate_layers,
@@ -163,4 +164,11 @@ def request(params: dict | None = None, **changes) -> SimpleNamespace:
 )
 def test_request_feature_is_decoded_plainly(req, reason):
     """Catches a feature whose result would differ because drafting forgets it."""
-    assert draft_obstacle(req) == reason
+    assert draft_obstacle(req, RequestOptions()) == reason
+
+
+def test_request_that_disables_drafting():
+    """Catches a request that drafts although it asked not to, or that keeps another reason."""
+    off = RequestOptions(enabled=False)
+    assert draft_obstacle(request(), off) == "disabled_by_request"
+    assert draft_obstacle(request(grammar=object()), off) == "disabled_by_request"

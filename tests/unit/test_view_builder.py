@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from view_fakes import World, each_head
+from view_fakes import LONGEST, World, each_head
 
+from sglang_vericache.compressors.budget import Budget
 from sglang_vericache.tree.view_plan import PathNode
 
 
@@ -241,3 +242,52 @@ def test_the_main_pool_is_only_read():
     assert world.views.fold(view, 640)
     world.views.close(view)
     assert torch.equal(torch.stack([*world.full.keys, *world.full.values]), before)
+
+
+def test_a_request_with_a_budget_of_its_own():
+    """Catches spans, limits and folds that follow the server's ratio instead of the request's."""
+    world = World(keep_ratio=0.2)
+    budget = world.views.budget_of(0.5)
+    view = world.open(1, 400, [world.node(7, 0, 400)], budget=budget)
+    assert (view.span_rows, view.budget) == (200, budget)
+    assert world.views.budget_of(None) == world.views.budget
+    # A request of the server's own ratio reads it too, and is as generous from there on.
+    world.share(2, 1, 400)
+    other = world.open(2, 440, [world.node(7, 0, 400), world.node(8, 400, 440)])
+    assert other.spans[0] is view.spans[0]
+    assert (other.spans[1].rows, other.budget) == (40, budget)
+    world.commit(other, 440, 640)
+    assert world.views.fold(other, 640)
+    assert other.spans[-1].budget == budget
+    assert world.held([view, other]) == world.used
+
+
+def test_a_span_that_keeps_too_little_is_replaced():
+    """Catches a request that gets less than it asked for, and a node that keeps the lesser span:
+    each such request would select anew."""
+    world = World(keep_ratio=0.2)
+    first = world.open(1, 500, [world.node(7, 0, 500)])
+    world.share(2, 1, 500)
+    second = world.open(2, 500, [world.node(7, 0, 500)], budget=world.views.budget_of(0.4))
+    assert (first.span_rows, second.span_rows) == (100, 200)
+    assert world.spans.get(7) is second.spans[0]
+    assert world.counters.reused == 0
+    world.share(3, 1, 500)
+    third = world.open(3, 500, [world.node(7, 0, 500)], budget=world.views.budget_of(0.3))
+    assert third.spans == second.spans
+    assert world.held([first, second, third]) == world.used
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.25, 1.0])
+def test_a_budget_larger_than_a_row(ratio):
+    """Catches a row that overflows, at once or when tails are folded into it: it is as wide as
+    the server's own ratio needs of the longest context."""
+    world = World(keep_ratio=0.2)
+    view = world.open(1, 300, budget=world.views.budget_of(ratio))
+    width = world.config.verify_width
+    for committed in range(300, LONGEST - width + 1, width):
+        if view.tail_tokens(committed) > world.config.fold_tail_tokens:
+            assert world.views.fold(view, committed)
+        world.commit(view, committed, committed + width)
+    assert view.span_rows <= Budget.of(world.config).limit_rows(LONGEST)
+    assert world.held([view]) == world.used

@@ -12,10 +12,16 @@ FIFTH = Budget(0.2, None)
 
 
 def node(
-    node_id: int, start: int, end: int, span=None, children: int = 1, scope: Scope = "path"
+    node_id: int,
+    start: int,
+    end: int,
+    span=None,
+    children: int = 1,
+    scope: Scope = "path",
+    span_budget: Budget = FIFTH,
 ) -> PathNode:
     """``span`` is (start, rows) of a span that ends where the node ends."""
-    info = SpanInfo(span[0], span[1], scope) if span else None
+    info = SpanInfo(span[0], span[1], scope, span_budget) if span else None
     return PathNode(node_id, start, end, children, info)
 
 
@@ -155,8 +161,9 @@ def test_token_budget(end, rows):
 
 def test_token_budget_of_a_next_turn():
     """Catches an addition that takes the whole budget again: 300 * 200 / 1200 of it."""
-    path = [node(1, 0, 1000, (0, 300)), node(2, 1000, 1200)]
-    assert plan(path, 1200, Budget(None, 300)) == ([1], [Build(1000, 1200, 64, 2)])
+    budget = Budget(None, 300)
+    path = [node(1, 0, 1000, (0, 300), span_budget=budget), node(2, 1000, 1200)]
+    assert plan(path, 1200, budget) == ([1], [Build(1000, 1200, 64, 2)])
 
 
 def fork_path(fork: int, end: int) -> list[PathNode]:
@@ -232,7 +239,49 @@ def test_exact_match_stays_within_the_limit():
     """Catches a chain whose parts were selected at different times, the first one anew after an
     eviction: 68 + 64 rows, where 13 + 68 are allowed."""
     budget = Budget(0.01, None)
-    path = [node(1, 0, 1000, (0, 68)), node(2, 1000, 1300, (1000, 64))]
+    path = [
+        node(1, 0, 1000, (0, 68), span_budget=budget),
+        node(2, 1000, 1300, (1000, 64), span_budget=budget),
+    ]
     reused, builds = plan(path, 1300, budget)
     rows = sum(n.span.rows for n in path if n.node_id in reused) + sum(b.rows for b in builds)
     assert rows <= budget.limit_rows(1300) == 81
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept", "reused"),
+    [
+        (0.2, Budget(0.2, None), True),
+        (0.1, Budget(0.2, None), True),
+        (0.3, Budget(0.2, None), False),
+        (0.2, Budget(None, 240), True),
+        (0.2, Budget(None, 239), False),
+        (1.0, Budget(0.5, None), False),
+        (1.0, Budget(1.0, None, most_rows=500), False),
+    ],
+)
+def test_a_span_of_another_budget(asked, kept, reused):
+    """Catches a request that drafts over less than it asked for. 1200 tokens: 0.2 keeps 240."""
+    path = [node(1, 0, 1000, (0, 200), span_budget=kept), node(2, 1000, 1200)]
+    ids, _ = plan(path, 1200, Budget(asked, None))
+    assert ids == ([1] if reused else [])
+
+
+def test_what_follows_a_generous_span_is_as_generous():
+    """Catches a modest request that refuses a span because it holds more than it asked for, and
+    one that then adds a stingy part to it, or exceeds the generous limit."""
+    generous = Budget(0.5, None)
+    path = [node(1, 0, 1000, (0, 500), span_budget=generous), node(2, 1000, 1200)]
+    result = plan_view(path, 1200, Budget(0.1, None), "path")
+    assert [n.node_id for n in result.reused] == [1]
+    assert result.builds == (Build(1000, 1200, 100, 2),)
+    assert result.budget == generous
+
+
+def test_every_span_of_a_chain_must_keep_enough():
+    """Catches a check that looks at the deepest span only."""
+    path = [
+        node(1, 0, 800, (0, 80), span_budget=Budget(0.1, None)),
+        node(2, 800, 1000, (800, 100), span_budget=Budget(0.5, None)),
+    ]
+    assert plan(path, 1000, Budget(0.4, None)) == ([], [Build(0, 1000, 400, 2)])

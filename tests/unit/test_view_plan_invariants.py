@@ -63,7 +63,7 @@ def life(rng: random.Random, budget: Budget, scope: str) -> Iterator[tuple[int, 
         yield end, plan
         for build in plan.builds:
             if build.node_id is not None and nodes[build.node_id].span is None:
-                nodes[build.node_id].span = SpanInfo(build.start, build.rows, scope)
+                nodes[build.node_id].span = SpanInfo(build.start, build.rows, scope, budget)
         for node in nodes:
             if node.span is not None and rng.random() < 0.05:
                 node.span = None  # evicted

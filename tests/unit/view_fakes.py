@@ -89,11 +89,11 @@ class World:
     def node(self, node_id: int, start: int, end: int, children: int = 1) -> PathNode:
         """A node of a path with the span that the table has for it, as tree.cache gives it."""
         span = self.spans.get(node_id)
-        info = SpanInfo(span.start, span.rows, span.scope) if span is not None else None
+        info = span and SpanInfo(span.start, span.rows, span.scope, span.budget)
         return PathNode(node_id, start, end, children, info)
 
-    def open(self, row: int, end: int, path=(), computed=None) -> DraftView | None:
-        return self.views.open(row, path, end, computed)
+    def open(self, row: int, end: int, path=(), computed=None, budget=None) -> DraftView | None:
+        return self.views.open(row, path, end, computed, budget)
 
     def commit(self, view: DraftView, start: int, end: int) -> None:
         """Tokens [start, end) of the view's path become its tail, as after a verify pass."""
