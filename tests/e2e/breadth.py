@@ -12,6 +12,7 @@ OUTPUTS = (200, 1, 2, 64, 17, 40, 130, 5, 33, 90, 64, 48)
 # Contexts shorter than the server's --vericache-min-context.
 MIN_CONTEXT = 64
 ANY_END = {"ignore_eos": True}
+PENALTIES = {"frequency_penalty": 1.5, "presence_penalty": 1.0, "repetition_penalty": 1.3}
 
 
 def tokens(seed: int, count: int) -> list[int]:
@@ -36,6 +37,7 @@ def breadth_phases(base: Answers, scale: int = 1) -> Iterable[Phase]:
         yield _stops(tag, repeat, base)
         yield _streams(tag, repeat)
         yield _features(tag, repeat)
+        yield from _penalties(tag, repeat)
         yield _lengths(tag, repeat, 8, "flushed", LENGTHS[6:], OUTPUTS[:6], flush=True)
 
 
@@ -111,12 +113,7 @@ def _features(tag, repeat) -> Phase:
         Call(f"{tag}beside/{n}", tokens(5000 + repeat + n, n), 90, ANY_END) for n in (150, 480, 900)
     ]
     special = {
-        "penalty": [
-            ("frequency", {"frequency_penalty": 1.5}, {}),
-            ("presence", {"presence_penalty": 1.0}, {}),
-            ("repetition", {"repetition_penalty": 1.3}, {}),
-            ("least", {"min_new_tokens": 30}, {}),
-        ],
+        "penalty": [("least", {"min_new_tokens": 30}, {})],
         "logit_bias": [("bias", {"logit_bias": {"500": 6.0, "600": 5.0}}, {})],
         "grammar": [("regex", {"regex": "(yes|no|maybe)( [a-z]{1,8}){3,9}"}, {})],
         "logprob": [("logprob", {}, {"return_logprob": True, "top_logprobs_num": 2})],
@@ -140,3 +137,46 @@ def _features(tag, repeat) -> Phase:
                 )
             )
     return Phase("features", calls, 8)
+
+
+def _penalties(tag, repeat) -> Iterable[Phase]:
+    """Each beside one request that drafts, and joined by none.
+
+    Under overlap scheduling SGLang's penalties count the token before the last one, but the last
+    one at the step after somebody's prefill, so a request that joins changes its neighbours'
+    tokens in the unmodified server as well.
+    """
+    for i, (name, value) in enumerate(PENALTIES.items()):
+        yield Phase(
+            "penalties",
+            [
+                Call(
+                    f"{tag}{name}",
+                    tokens(4500 + repeat + i, 230 + 90 * i),
+                    45,
+                    {**ANY_END, name: value},
+                    expect="penalty",
+                )
+            ],
+            companion=Call(f"{tag}{name}/beside", tokens(4600 + repeat + i, 300 + i), 250, ANY_END),
+        )
+
+
+def penalties_together(base: Answers) -> Iterable[Phase]:
+    """Penalties joined by others, for servers without overlap scheduling, where that is exact."""
+    calls = [
+        Call(
+            f"together/{name}/{i}",
+            tokens(4700 + 10 * i + j, 150 + 80 * i),
+            60 + 10 * i,
+            {**ANY_END, name: value},
+            expect="penalty",
+        )
+        for i in range(2)
+        for j, (name, value) in enumerate(PENALTIES.items())
+    ]
+    beside = [
+        Call(f"together/beside/{i}", tokens(4800 + i, 200 + 90 * i), 90, ANY_END) for i in range(4)
+    ]
+    mixed = [call for pair in zip(calls, beside, strict=False) for call in pair] + calls[4:]
+    yield Phase("penalties together", mixed, 5)

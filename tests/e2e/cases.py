@@ -38,12 +38,21 @@ class Call:
 
 @dataclass(frozen=True)
 class Phase:
-    """Calls that run together, ``concurrency`` at a time, optionally on an empty cache."""
+    """Calls that run together, ``concurrency`` at a time, optionally on an empty cache.
+
+    Attributes:
+        companion: a call whose first token is awaited before ``calls`` start beside it.
+    """
 
     name: str
     calls: Sequence[Call]
     concurrency: int = 1
     flush_before: bool = False
+    companion: Call | None = None
+
+    @property
+    def all_calls(self) -> list[Call]:
+        return [*([self.companion] if self.companion else []), *self.calls]
 
 
 @dataclass

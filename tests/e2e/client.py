@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -36,24 +37,40 @@ class Client:
         for phase in phases(base):
             if phase.flush_before:
                 self.flush()
-            with ThreadPoolExecutor(phase.concurrency) as pool:
-                for answer in pool.map(self.call, phase.calls):
-                    if answer.name in answers:
-                        raise ValueError(f"two calls are named {answer.name}")
-                    answers[answer.name] = answer
+            for answer in self._phase(phase):
+                if answer.name in answers:
+                    raise ValueError(f"two calls are named {answer.name}")
+                answers[answer.name] = answer
         return answers
+
+    def _phase(self, phase: Phase) -> list[Answer]:
+        with ThreadPoolExecutor(phase.concurrency + 1) as pool:
+            companions = []
+            if phase.companion is not None:
+                begun = threading.Event()
+                companions = [pool.submit(self._stream, phase.companion, begun)]
+                if not begun.wait(TIMEOUT_S):
+                    raise AssertionError(f"{phase.companion.name}: no first token")
+            with ThreadPoolExecutor(phase.concurrency) as calls:
+                answers = list(calls.map(self.call, phase.calls))
+            return [*(future.result() for future in companions), *answers]
 
     def call(self, call: Call) -> Answer:
         body = call.body()
         if self.with_gaps:
             body |= {"stream": False, "return_logprob": True, "top_logprobs_num": 2}
         if body.get("stream"):
-            return self._stream(call, body)
+            return self._stream(call)
         return self._answer(call.name, self.post("/generate", body))
 
-    def _stream(self, call: Call, body: dict[str, Any]) -> Answer:
+    def _stream(self, call: Call, begun: threading.Event | None = None) -> Answer:
         last, sizes, seen = None, [], 0
+        body = call.body()
+        if self.with_gaps:
+            body |= {"return_logprob": True, "top_logprobs_num": 2}
         for last in self.chunks(body):
+            if begun is not None:
+                begun.set()
             total = last["meta_info"]["completion_tokens"]
             sizes.append(total - seen)
             seen = total

@@ -36,7 +36,7 @@ class Reference:
 
     @property
     def calls(self) -> list[Call]:
-        return [call for phase in self.phases(self.answers) for call in phase.calls]
+        return [call for phase in self.phases(self.answers) for call in phase.all_calls]
 
 
 @pytest.fixture(scope="session")

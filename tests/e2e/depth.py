@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from cases import Answers, Call, Phase
 from transformers import AutoTokenizer
 
+PENALTIES = {"frequency_penalty": 0.6, "presence_penalty": 0.8, "repetition_penalty": 1.1}
 QUESTIONS = (
     "Summarize the text above in three sentences.",
     "What is the text above about? Explain it to a beginner.",
@@ -62,17 +63,9 @@ def depth_phases(base: Answers, prompts: ChatPrompts, scale: int = 1) -> Iterabl
             prompt += prompts.follow_up("Say it again in one sentence.")
             turns.append(Call(f"{tag}turn2/{n}", prompt, 40))
         yield Phase("second turns", turns, 2)
-        penalties = [
-            Call(
-                f"{tag}penalty/{name}",
-                prompts.question(first + i, 400),
-                90,
-                {name: value},
-                expect="penalty",
-            )
-            for i, (name, value) in enumerate(
-                [("frequency_penalty", 0.6), ("presence_penalty", 0.8), ("repetition_penalty", 1.1)]
-            )
-        ]
-        beside = [Call(f"{tag}beside/{i}", prompts.question(first + i, 500), 90) for i in range(2)]
-        yield Phase("penalties in a drafting batch", penalties + beside, 5)
+        # One at a time: see breadth.py.
+        for i, (name, value) in enumerate(PENALTIES.items()):
+            prompt, beside = prompts.question(first + i, 400), prompts.question(first + i + 3, 500)
+            call = Call(f"{tag}penalty/{name}", prompt, 60, {name: value}, expect="penalty")
+            companion = Call(f"{tag}penalty/{name}/beside", beside, 220, {"ignore_eos": True})
+            yield Phase("penalties in a drafting batch", [call], companion=companion)

@@ -23,7 +23,7 @@ def measure(model, phases, flags, ours, log) -> tuple[Verdict, dict]:
     with server(model, log, (*flags, *ours)) as client:
         answers = client.run(phases, reference)
         status = client.status()
-    calls = [call for phase in phases(reference) for call in phase.calls]
+    calls = [call for phase in phases(reference) for call in phase.all_calls]
     return judge(calls, reference, answers), status
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from breadth import breadth_phases
+from breadth import breadth_phases, penalties_together
 from compare import Verdict, judge
 from conftest import DRAFT_FLAGS, TINY_FLAGS, Reference, make_reference
 from servers import server
@@ -112,7 +112,12 @@ def test_tiny_compressors(tiny_reference, logs, compressor):
 def test_without_overlap_scheduling(tiny_model, logs):
     """Penalties see every token one step earlier than with overlap, so the reference is its own."""
     flags = (*TINY_FLAGS, "--disable-overlap-schedule")
-    reference = make_reference(tiny_model, flags, breadth_phases, logs / "sync-reference.log")
+
+    def phases(base):
+        yield from breadth_phases(base)
+        yield from penalties_together(base)
+
+    reference = make_reference(tiny_model, flags, phases, logs / "sync-reference.log")
     _, verdict, status = run_ours(reference, logs / "sync.log", ("--vericache-horizon", "5"))
     assert_same(verdict)
     assert_drafted(verdict, status)
