@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -68,7 +69,12 @@ def device_name() -> str:
 
 
 def commit() -> str:
-    """Short hash of the checkout, with a plus when the working tree differs from it."""
+    """Short hash of the checkout, with a plus when the working tree differs from it.
+
+    Where the files came without git, VERICACHE_COMMIT says it.
+    """
+    if "VERICACHE_COMMIT" in os.environ:
+        return os.environ["VERICACHE_COMMIT"]
 
     def git(*arguments: str) -> str:
         done = subprocess.run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from sglang_vericache.kernels.formats import (
+    FORMATS,
     DenseFormat,
     Fp8Format,
     Int4Format,
@@ -13,6 +14,7 @@ from sglang_vericache.kernels.formats import (
 )
 
 __all__ = [
+    "FORMATS",
     "DenseFormat",
     "Fp8Format",
     "Int4Format",
@@ -51,6 +53,10 @@ class PoolStorage:
     def read(self, layer: int, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values ``[*slots.shape, heads, head_dim]`` of one layer."""
         return self.format.decode({name: t[layer, slots] for name, t in self.tensors.items()})
+
+    def read_layers(self, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values ``[L, *slots.shape, heads, head_dim]`` of all layers."""
+        return self.format.decode({name: t[:, slots] for name, t in self.tensors.items()})
 
     def write(
         self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor

@@ -13,6 +13,9 @@ from typing import Any
 SINK_TOKENS = 4
 RECENT_TOKENS = 64
 
+# Names of kernels.formats.FORMATS, which importing would bring torch with it.
+DRAFT_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8_e4m3", "int4")
+
 _MEMORY_UNITS = {"": 1 << 30, "GIB": 1 << 30, "MIB": 1 << 20, "KIB": 1 << 10}
 
 
@@ -72,6 +75,7 @@ class VeriCacheConfig:
         keep_ratio: fraction of a path's tokens that its spans keep; None when keep_tokens is set.
         keep_tokens: tokens that the spans of one path keep in all; None when keep_ratio is set.
         horizon: draft tokens per round (k); a verify pass reads k + 1 tokens.
+        draft_dtype: pool format of the compressed KV; "auto" keeps the model's.
         draft_memory_bytes: size of the draft pool; None means sized from the main pool.
         min_context_tokens: shorter contexts are decoded plainly.
         stagger_groups: the running requests take turns verifying in this many groups.
@@ -84,6 +88,7 @@ class VeriCacheConfig:
     keep_ratio: float | None = 0.2
     keep_tokens: int | None = None
     horizon: int = 16
+    draft_dtype: str = "auto"
     draft_memory_bytes: int | None = None
     min_context_tokens: int = 512
     stagger_groups: int = 1

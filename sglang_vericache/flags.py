@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sglang_vericache.config import (
+    DRAFT_DTYPES,
     CompressorSpec,
     VeriCacheConfig,
     VeriCacheConfigError,
@@ -67,6 +68,15 @@ def _number(kind: type, name: str) -> Callable[[Any], Any]:
     return convert
 
 
+def _format_name(value: Any) -> str:
+    name = str(value).strip().lower()
+    if name not in DRAFT_DTYPES:
+        raise VeriCacheConfigError(
+            f"--vericache-draft-dtype {value!r} is unknown. Accepted: {', '.join(DRAFT_DTYPES)}."
+        )
+    return name
+
+
 def _integer_flag(name: str, config_field: str, help: str) -> Flag:
     return Flag(name, config_field, _number(int, name), "N", help)
 
@@ -94,6 +104,13 @@ FLAGS: tuple[Flag, ...] = (
     ),
     _integer_flag(
         "vericache_horizon", "horizon", "Tokens drafted before each verification (default 16)."
+    ),
+    Flag(
+        "vericache_draft_dtype",
+        "draft_dtype",
+        _format_name,
+        "|".join(DRAFT_DTYPES),
+        "How the compressed caches are stored (default auto: as the KV pool).",
     ),
     Flag(
         "vericache_draft_memory",

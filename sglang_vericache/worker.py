@@ -26,6 +26,7 @@ from sglang_vericache.draft_input import PendingTokens
 from sglang_vericache.emission import Emission
 from sglang_vericache.flags import config_of
 from sglang_vericache.kernels.commit_rows import commit_rows
+from sglang_vericache.kernels.layer_buffers import LayerBuffers
 from sglang_vericache.metrics import DraftCounters, RowBytes
 from sglang_vericache.phase_clock import PhaseClock
 from sglang_vericache.plain.decoder import decode_plainly
@@ -99,7 +100,10 @@ class VeriCacheWorker(BaseSpecWorker):
 
     def init_attention_backends(self) -> None:
         picker = create_picker(self.config.verify_chunk_rows, self.model_runner)
-        self.draft_backend = DraftAttentionBackend(self.pool, self.rows)
+        query_heads = self.model_runner.model_config.num_attention_heads
+        self.draft_backend = DraftAttentionBackend(
+            self.pool, self.rows, query_heads, self.req_to_token_pool.size
+        )
         self.draft_step = DraftStep(
             self.model_runner,
             self.draft_backend,
@@ -133,8 +137,8 @@ class VeriCacheWorker(BaseSpecWorker):
             m for m in self.model_runner.model.modules() if type(m).__name__ == "RadixAttention"
         )
         self.full = FullKV(
-            keys=[main.get_key_buffer(layer) for layer in layers],
-            values=[main.get_value_buffer(layer) for layer in layers],
+            keys=LayerBuffers([main.get_key_buffer(layer) for layer in layers]),
+            values=LayerBuffers([main.get_value_buffer(layer) for layer in layers]),
             row_table=self.req_to_token_pool.req_to_token,
             scaling=attention.scaling,
             rotary=self.rotary,

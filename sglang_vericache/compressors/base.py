@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,7 +11,7 @@ import torch
 
 from sglang_vericache.compressors.query_stats import Moments
 from sglang_vericache.compressors.rotary import Rotary
-from sglang_vericache.compressors.watch import Watch
+from sglang_vericache.compressors.watch import Observation, Watch
 
 Scope = Literal["node", "path"]
 Need = Literal["keys", "values", "queries", "query_stats"]
@@ -45,6 +46,24 @@ class ScoreInputs:
     rotary: Rotary | None = None
 
 
+@dataclass(frozen=True)
+class PathKeys:
+    """The keys of a path in all layers, where the KV pool has them.
+
+    Attributes:
+        buffers: per layer ``[S, H, D]``, after rotary embedding.
+        slots: ``[T]`` integers, where the tokens [start, start + T) are.
+        scaling: softmax scale.
+        observation: what was seen of the path's queries; None without.
+    """
+
+    buffers: Sequence[torch.Tensor]
+    slots: torch.Tensor
+    start: int
+    scaling: float
+    observation: Observation | None
+
+
 class Scorer(ABC):
     """Rates the tokens of an interval for each kv head; the best are kept.
 
@@ -74,4 +93,12 @@ class Scorer(ABC):
 
     @abstractmethod
     def score(self, inputs: ScoreInputs) -> torch.Tensor:
-        """Scores ``[H, T]`` in float32, higher is kept first. No host synchronisation."""
+        """Scores ``[H, T]`` in float32, higher is kept first. No host synchronisation.
+
+        Inputs of several layers, with L in front of keys' and values' dimensions, give
+        ``[L, H, T]`` where queries and their statistics are not needed.
+        """
+
+    def score_layers(self, path: PathKeys) -> torch.Tensor | None:
+        """Scores ``[L, H, T]`` of all layers at once, or None: layer by layer then."""
+        return None

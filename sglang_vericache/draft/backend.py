@@ -6,7 +6,11 @@ from types import SimpleNamespace
 
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
-from sglang_vericache.kernels.draft_attention import draft_attention
+from sglang_vericache.kernels.draft_attention import (
+    append_and_attend,
+    create_workspace,
+    draft_attention,
+)
 from sglang_vericache.pool.draft_pool import DraftPool
 from sglang_vericache.pool.rows import DraftRows
 
@@ -21,26 +25,24 @@ class DraftAttentionBackend(AttentionBackend):
 
     needs_cpu_seq_lens = False
 
-    def __init__(self, pool: DraftPool, rows: DraftRows) -> None:
+    def __init__(
+        self, pool: DraftPool, rows: DraftRows, query_heads: int, max_requests: int
+    ) -> None:
         super().__init__()
         self.token_to_kv_pool = pool
         self.req_to_token_pool = SimpleNamespace(req_to_token=rows.table, size=rows.table.shape[0])
         self.forward_metadata = None
+        self.workspace = create_workspace(
+            pool.storage, max_requests, query_heads, rows.table.shape[1]
+        )
 
     def init_forward_metadata(self, forward_batch) -> None:
         pass
 
     def forward_decode(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
         storage = self.token_to_kv_pool.storage
-        if save_kv_cache and k is not None:
-            storage.write(
-                layer.layer_id,
-                forward_batch.out_cache_loc,
-                k.view(-1, storage.heads, storage.head_dim),
-                v.view(-1, storage.heads, storage.head_dim),
-            )
-        output = draft_attention(
-            q.view(-1, 1, layer.tp_q_head_num, layer.qk_head_dim),
+        query = q.view(-1, 1, layer.tp_q_head_num, layer.qk_head_dim)
+        view = (
             storage,
             layer.layer_id,
             self.req_to_token_pool.req_to_token,
@@ -48,7 +50,14 @@ class DraftAttentionBackend(AttentionBackend):
             forward_batch.seq_lens,
             layer.scaling,
             layer.logit_cap,
+            self.workspace,
         )
+        if save_kv_cache and k is not None:
+            shape = (-1, storage.heads, storage.head_dim)
+            new = (k.view(shape), v.view(shape), forward_batch.out_cache_loc)
+            output = append_and_attend(query, *new, *view)
+        else:
+            output = draft_attention(query, *view)
         return output.view(-1, layer.tp_q_head_num * layer.v_head_dim)
 
     def forward_extend(self, *args, **kwargs):

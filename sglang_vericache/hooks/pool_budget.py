@@ -24,15 +24,18 @@ def draft_pool_bytes(configurator, budget_bytes: int) -> int:
     """What the draft pool takes of the budget of SGLang's KVCacheConfigurator."""
     from sglang.srt.runtime_context import get_parallel, get_server_args
 
-    from sglang_vericache.kernels.pool_format import DenseFormat
+    from sglang_vericache.kernels.pool_format import create_format
     from sglang_vericache.pool.sizing import draft_share_bytes
 
     config = config_of(get_server_args())
     model = configurator.model_config
     heads = model.get_num_kv_heads(get_parallel().attn_tp_size)
     rows = configurator.layer_info.num_effective_layers * heads
-    main = DenseFormat(configurator.kv_cache_dtype).row_bytes(model.head_dim) * rows
-    taken = draft_share_bytes(config, budget_bytes, main, main)
+    main, draft = (
+        create_format(name, configurator.kv_cache_dtype).row_bytes(model.head_dim) * rows
+        for name in ("auto", config.draft_dtype)
+    )
+    taken = draft_share_bytes(config, budget_bytes, main, draft)
     logger.info("Draft KV pool takes %.2f of %.2f GiB.", taken / 2**30, budget_bytes / 2**30)
     return taken
 

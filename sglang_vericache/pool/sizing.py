@@ -9,7 +9,7 @@ import torch
 
 from sglang_vericache.compressors.budget import Budget
 from sglang_vericache.config import VeriCacheConfig, VeriCacheConfigError
-from sglang_vericache.kernels.pool_format import DenseFormat
+from sglang_vericache.kernels.pool_format import create_format
 from sglang_vericache.pool.draft_pool import DraftPool
 from sglang_vericache.pool.rows import DraftRows
 
@@ -66,7 +66,7 @@ def create_pool(config: VeriCacheConfig, main_pool: Any, max_requests: int) -> D
     keys = main_pool.get_key_buffer(main_pool.start_layer)
     _, heads, head_dim = keys.shape
     layers = main_pool.layer_num
-    pool_format = DenseFormat(keys.dtype)
+    pool_format = create_format(config.draft_dtype, keys.dtype)
     row_bytes = layers * heads * pool_format.row_bytes(head_dim)
     if config.draft_memory_bytes is None:
         slots = automatic_slots(config, main_pool.size, max_requests)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sglang_vericache.compressors.base import ScoreInputs, Scorer
+from sglang_vericache.compressors.base import PathKeys, ScoreInputs, Scorer
 from sglang_vericache.compressors.budget import ALWAYS_KEPT_TOKENS, Budget
 from sglang_vericache.compressors.rotary import Rotary
 from sglang_vericache.compressors.scorers.keydiff import KeyDiff
@@ -264,16 +264,13 @@ class ViewBuilder:
         scorer = self._without_queries if queries.missing else self.scorer
         first = 0 if scorer.scope == "path" else build.start
         source = self.full.slots(row, first, build.end)
-        picks = []
-        for layer in range(len(self.full.keys)):
-            inputs = self._inputs(scorer, layer, source, first, path_end, queries.observation)
-            scores = scorer.score(inputs)[:, build.start - first :]
-            picks.append(select_rows(scores, build.rows, build.start, path_end))
+        scores = self._scores(scorer, source, first, path_end, queries.observation)
+        picks = select_rows(scores[..., build.start - first :], build.rows, build.start, path_end)
         gather_span(
             self.full.keys,
             self.full.values,
             source[build.start - first :],
-            torch.stack(picks),
+            picks,
             self.pool.storage,
             slots,
         )
@@ -282,6 +279,27 @@ class ViewBuilder:
         kept = queries.observation if build.end == path_end else None
         allocator = self.pool.allocator
         return Span(build.start, build.end, slots, scorer.scope, allocator, budget, kept)
+
+    def _scores(
+        self,
+        scorer: Scorer,
+        source: torch.Tensor,
+        start: int,
+        path_end: int,
+        observation: Observation | None,
+    ) -> torch.Tensor:
+        """``[L, H, T]`` of the tokens in ``source``, the first of which stands at ``start``."""
+        path = PathKeys(self.full.keys, source, start, self.full.scaling, observation)
+        scores = scorer.score_layers(path)
+        if scores is not None:
+            return scores
+        layers = range(len(self.full.keys))
+        return torch.stack(
+            [
+                scorer.score(self._inputs(scorer, layer, source, start, path_end, observation))
+                for layer in layers
+            ]
+        )
 
     def _inputs(
         self,
@@ -308,13 +326,12 @@ class ViewBuilder:
         if slots is None:
             return None
         source = torch.cat(view.tail)[: end - start]
-        picks = []
-        for layer in range(self.pool.storage.layers):
-            keys, values = self.pool.storage.read(layer, source)
-            scores = self._of_tails.score(
-                ScoreInputs(keys, values, start, self.full.scaling, path_end=end)
-            )
-            picks.append(select_rows(scores, rows, start, end, keep_recent=False))
-        regather_span(self.pool.storage, source, torch.stack(picks), slots)
+        # A tail is short enough to be decoded in all layers at once.
+        keys, values = self.pool.storage.read_layers(source)
+        scores = self._of_tails.score(
+            ScoreInputs(keys, values, start, self.full.scaling, path_end=end)
+        )
+        picks = select_rows(scores, rows, start, end, keep_recent=False)
+        regather_span(self.pool.storage, source, picks, slots)
         self.counters.folded += 1
         return Span(start, end, slots, self._of_tails.scope, self.pool.allocator, view.budget)

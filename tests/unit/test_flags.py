@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sglang_vericache.config import VeriCacheConfig, VeriCacheConfigError
+from sglang_vericache.config import DRAFT_DTYPES, VeriCacheConfig, VeriCacheConfigError
 from sglang_vericache.flags import (
     FLAGS,
     RECORD_ATTRIBUTE,
@@ -18,6 +18,7 @@ from sglang_vericache.flags import (
     config_of,
     take_keywords,
 )
+from sglang_vericache.kernels.pool_format import FORMATS
 
 GIB = 1 << 30
 
@@ -180,3 +181,13 @@ def test_config_rides_on_the_record():
     config = VeriCacheConfig()
     assert config_of(SimpleNamespace(**{RECORD_ATTRIBUTE: config})) is config
     assert config_of(SimpleNamespace()) is None
+
+
+def test_draft_dtypes_are_the_pool_formats():
+    """Catches a format that no flag reaches: config names them without importing torch."""
+    assert tuple(FORMATS) == DRAFT_DTYPES
+
+
+def test_unknown_draft_dtype_is_refused():
+    with pytest.raises(VeriCacheConfigError, match=r"--vericache-draft-dtype 'int3'.*fp8_e4m3"):
+        config_from({"enable_vericache": True, "vericache_draft_dtype": "int3"})

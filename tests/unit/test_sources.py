@@ -58,6 +58,7 @@ def test_every_setting_has_its_twins(write):
         "compressor": "keydiff",
         "keep_ratio": "0.3",
         "horizon": "5",
+        "draft_dtype": "int4",
         "draft_memory": "1GiB",
         "min_context": "77",
         "stagger": "2",

@@ -41,7 +41,7 @@ class FirstValue(Scorer):
     granularity: ClassVar[Granularity] = "head_even"
 
     def score(self, inputs: ScoreInputs) -> torch.Tensor:
-        return inputs.values[:, :, 0].T.float()
+        return inputs.values[..., 0].mT.float()
 
 
 class World:

@@ -27,6 +27,6 @@ class KeyDiff(Scorer):
     granularity: ClassVar[Granularity] = "head_even"
 
     def score(self, inputs: ScoreInputs) -> torch.Tensor:
-        unit = normalize(inputs.keys.float(), dim=-1)  # [T, H, D]
-        anchor = normalize(unit.mean(dim=0), dim=-1)  # [H, D]
-        return -torch.einsum("thd,hd->ht", unit, anchor)
+        unit = normalize(inputs.keys.float(), dim=-1)  # [..., T, H, D]
+        anchor = normalize(unit.mean(dim=-3), dim=-1)  # [..., H, D]
+        return -torch.einsum("...thd,...hd->...ht", unit, anchor)

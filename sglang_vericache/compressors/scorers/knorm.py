@@ -26,4 +26,4 @@ class Knorm(Scorer):
     granularity: ClassVar[Granularity] = "head_even"
 
     def score(self, inputs: ScoreInputs) -> torch.Tensor:
-        return -inputs.keys.float().norm(dim=-1).T
+        return -inputs.keys.float().norm(dim=-1).mT

@@ -8,8 +8,16 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import avg_pool1d
 
-from sglang_vericache.compressors.base import Granularity, Need, Scope, ScoreInputs, Scorer
+from sglang_vericache.compressors.base import (
+    Granularity,
+    Need,
+    PathKeys,
+    Scope,
+    ScoreInputs,
+    Scorer,
+)
 from sglang_vericache.compressors.window import WindowWatch
+from sglang_vericache.kernels.score_window import score_window
 
 
 @dataclass(frozen=True)
@@ -51,4 +59,20 @@ class SnapKV(Scorer):
         key_positions = torch.arange(tokens, device=keys.device) + inputs.start
         future = key_positions[None, :] > inputs.query_positions[:, None]  # [W, T]
         mass = logits.masked_fill(future, float("-inf")).softmax(dim=-1).mean(dim=(1, 2))  # [H, T]
+        return self._smooth(mass)
+
+    def score_layers(self, path: PathKeys) -> torch.Tensor:
+        window = path.observation
+        return self._smooth(
+            score_window(
+                window.queries,
+                window.device_positions,
+                path.buffers,
+                path.slots,
+                path.start,
+                path.scaling,
+            )
+        )
+
+    def _smooth(self, mass: torch.Tensor) -> torch.Tensor:
         return avg_pool1d(mass, self.kernel, stride=1, padding=self.kernel // 2)

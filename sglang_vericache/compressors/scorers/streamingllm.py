@@ -26,6 +26,6 @@ class StreamingLLM(Scorer):
     granularity: ClassVar[Granularity] = "token"
 
     def score(self, inputs: ScoreInputs) -> torch.Tensor:
-        tokens, heads, _ = inputs.keys.shape
+        *layers, tokens, heads, _ = inputs.keys.shape
         place = torch.arange(tokens, dtype=torch.float32, device=inputs.keys.device)
-        return place.expand(heads, tokens)
+        return place.expand(*layers, heads, tokens)

@@ -1,0 +1,1 @@
+"""Two servers on one machine, the same prompts: decode speed and tokens."""

@@ -1,0 +1,128 @@
+"""``python -m benchmarks.serving``: unmodified SGLang and vericache, one after the other."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+
+from benchmarks.rows import Row, append
+from benchmarks.serving.measure import LONG_TOKENS, Case, Speed, measure
+from benchmarks.serving.prompts import Prompts, repetition
+from benchmarks.serving.server import ServingServer
+
+MOST_REPETITION = 0.3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--case", action="append", required=True, metavar="NAME:CONTEXT:REQUESTS")
+    parser.add_argument("--flags", default="", help="of both servers, as one string")
+    parser.add_argument(
+        "--ours", action="append", default=[], help="flags of one server with the plugin"
+    )
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--out", type=Path, required=True, help="logs and answers")
+    parser.add_argument("--no-plain", action="store_true", help="reuse the answers of a run before")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    cases = [Case.parse(text) for text in arguments.case]
+    prompts = Prompts(arguments.model)
+    saved = arguments.out / "plain.json"
+    if not arguments.no_plain:
+        with _server(arguments, "plain", []) as server:
+            plain = {case.name: _plain(server, prompts, case, arguments) for case in cases}
+        saved.write_text(json.dumps(plain))
+    plain = json.loads(saved.read_text())
+    for i, ours in enumerate(arguments.ours):
+        try:
+            with _server(arguments, f"ours{i}", shlex.split(ours)) as server:
+                print(f"started in {server.start_seconds:.0f} s with {ours}", flush=True)
+                for case in cases:
+                    _ours(server, prompts, case, ours, plain[case.name], arguments)
+        except Exception as error:
+            print(f"FAILED {ours}: {error}", flush=True)
+
+
+def _server(arguments, name: str, ours: list[str]) -> ServingServer:
+    flags = [*shlex.split(arguments.flags), *ours]
+    log = arguments.out / f"{name}.log"
+    return ServingServer(arguments.model, log, flags, plugin=bool(ours))
+
+
+def _plain(server: ServingServer, prompts: Prompts, case: Case, arguments) -> dict:
+    """Chooses the prompts whose answers repeat little, and measures them."""
+    candidates = prompts.make(case.context, case.requests + case.requests // 2 + 16)
+    repeats = []
+    for at in range(0, len(candidates), case.requests):
+        for answer in server.generate(candidates[at : at + case.requests], LONG_TOKENS):
+            repeats.append(repetition(answer["output_ids"]))
+    chosen = sorted(range(len(candidates)), key=repeats.__getitem__)[: case.requests]
+    within = sum(repeats[i] <= MOST_REPETITION for i in chosen)
+    server.flush()
+    speed = measure(server, [candidates[i] for i in chosen], arguments.repetitions)
+    again = server.generate([candidates[i] for i in chosen[: max(1, case.requests // 2)]], 272)
+    itself = sum(a["output_ids"] != b for a, b in zip(again, speed.outputs, strict=False)) / len(
+        again
+    )
+    server.flush()
+    print(
+        f"{case.name}: plain {speed.rate:.0f} tok/s {_spread(speed)}, "
+        f"whole {max(speed.whole):.0f}; "
+        f"{within}/{case.requests} prompts repeat at most {MOST_REPETITION}; "
+        f"{itself:.1%} differ from itself at half the concurrency",
+        flush=True,
+    )
+    return {
+        "candidates": len(candidates),
+        "chosen": chosen,
+        "repetition": [repeats[i] for i in chosen],
+        "rates": speed.rates,
+        "whole": speed.whole,
+        "outputs": speed.outputs,
+        "itself": itself,
+    }
+
+
+def _ours(server, prompts: Prompts, case: Case, ours: str, plain: dict, arguments) -> None:
+    candidates = prompts.make(case.context, plain["candidates"])
+    speed = measure(server, [candidates[i] for i in plain["chosen"]], arguments.repetitions)
+    server.flush()
+    differ = sum(a != b for a, b in zip(speed.outputs, plain["outputs"], strict=True))
+    baseline = sorted(plain["rates"])[len(plain["rates"]) // 2]
+    per_round = speed.tokens_per_round
+    print(
+        f"{case.name}: {speed.rate:.0f} tok/s {_spread(speed)} = {speed.rate / baseline:.2f}x, "
+        f"whole {max(speed.whole) / max(plain['whole']):.2f}x, "
+        f"{per_round and round(per_round, 2)} tokens a round, {differ}/{case.requests} outputs "
+        f"differ, phases { {k: round(v, 2) for k, v in speed.phases.items()} }",
+        flush=True,
+    )
+    within = sum(r <= MOST_REPETITION for r in plain["repetition"])
+    append(
+        "serving.jsonl",
+        Row(
+            case=case.name,
+            metric="decode_rate",
+            value=round(speed.rate, 1),
+            baseline=round(baseline, 1),
+            unit="tokens/s",
+            model=Path(arguments.model).name,
+            flags=f"{arguments.flags} {ours}",
+            tokens_per_round=per_round and round(per_round, 3),
+            note=f"{len(speed.rates)} repetitions {_spread(speed)}, baseline "
+            f"{min(plain['rates']):.0f}-{max(plain['rates']):.0f}; {within} of {case.requests} "
+            f"outputs repeat at most {MOST_REPETITION:.0%}; {differ} outputs differ from the "
+            f"baseline's, whose own differ by {plain['itself']:.1%} at half the concurrency",
+        ),
+    )
+
+
+def _spread(speed: Speed) -> str:
+    return f"({min(speed.rates):.0f}-{max(speed.rates):.0f})"
+
+
+if __name__ == "__main__":
+    main()
