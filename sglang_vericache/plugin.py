@@ -66,6 +66,8 @@ def arm() -> None:
     problems += [f"hook target {target} {why}" for target, why in missing.items() if why]
     if problems:
         raise PluginError("--enable-vericache cannot be used: " + "; ".join(problems))
+    for register in {hook.instead for hook in server_hooks() if not hook.needed} - {None}:
+        register()
     _register(hooks)
     from sglang.srt.plugins.hook_registry import HookRegistry
 
