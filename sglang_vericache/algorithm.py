@@ -20,7 +20,8 @@ class VeriCacheAlgorithm(CustomSpecAlgo):
 
     SGLang 0.5.23 calls create_future_map, need_topk and carries_draft_hidden_states although
     CustomSpecAlgo lacks them (patches/0002). Only a patched one asks for get_output_streamer_class
-    (0006), advances_grammar_after_finish (0008) and get_worker_pool_bytes (0009).
+    (0006), advances_grammar_after_finish (0008), get_worker_pool_bytes (0009), validate_request
+    (0010), get_metrics_reporter_class and refine_request_metrics (0011).
     """
 
     def create_future_map(
@@ -44,10 +45,25 @@ class VeriCacheAlgorithm(CustomSpecAlgo):
     def carries_draft_hidden_states(self) -> bool:
         return False
 
-    def get_output_streamer_class(self) -> type:
-        from sglang_vericache.output_streamer import VeriCacheOutputStreamer
+    def get_output_streamer_class(self, draft_worker) -> type:
+        from sglang_vericache.output_streamer import streamer_class
 
-        return VeriCacheOutputStreamer
+        return streamer_class(draft_worker)
+
+    def get_metrics_reporter_class(self) -> type:
+        from sglang_vericache.metrics_reporter import VeriCacheMetricsReporter
+
+        return VeriCacheMetricsReporter
+
+    def refine_request_metrics(self, meta_info: dict) -> None:
+        from sglang_vericache.hooks.spec_metrics import count_rounds_only
+
+        count_rounds_only(meta_info)
+
+    def validate_request(self, sampling_params, num_input_tokens: int, tokenizer_manager) -> None:
+        from sglang_vericache.hooks.request_options import check_request
+
+        check_request(sampling_params, num_input_tokens, tokenizer_manager)
 
     def advances_grammar_after_finish(self) -> bool:
         # Requests with a grammar are decoded plainly, so they follow the plain order.

@@ -29,6 +29,11 @@ RADIX_BACKEND = "vericache"
 # attributes through its seal and pickles them to the scheduler process.
 RECORD_ATTRIBUTE = "_vericache"
 SWITCH_HELP = "Draft with a compressed KV cache and verify with the full one: the same tokens."
+CONFIG_HELP = (
+    "Settings from a JSON or YAML file, or JSON text; keys as the flags without --vericache- and "
+    "with underscores. A flag wins over the file, the file over the environment "
+    "(SGLANG_VERICACHE_HORIZON and so on), that over the default."
+)
 
 
 @dataclass(frozen=True)
@@ -156,9 +161,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest=CONFIG,
         metavar="FILE|JSON",
         default=None,
-        help="Settings from a JSON or YAML file, or JSON text; keys as the flags without "
-        "--vericache- and with underscores. A flag wins over the file, the file over the "
-        "environment (SGLANG_VERICACHE_HORIZON and so on), that over the default.",
+        help=CONFIG_HELP,
     )
     for flag in FLAGS:
         group.add_argument(

@@ -54,6 +54,16 @@ class VeriCacheOutputStreamer(SchedulerOutputStreamer):
         return key == RESPONSE_FIELD
 
 
+def streamer_class(worker: Any) -> type[VeriCacheOutputStreamer]:
+    """The streamer of the server that ``worker`` drafts for."""
+
+    class OutputStreamer(VeriCacheOutputStreamer):
+        __slots__ = ()
+        row_bytes = worker.row_bytes
+
+    return OutputStreamer
+
+
 def _count_rounds_only(req: Req) -> None:
     """SGLang counts every step as a verify pass, and shows its counts when a request ends."""
     counters = counters_of(req)

@@ -59,6 +59,7 @@ def arm() -> None:
     """
     check_version()
     _attempt("the speculative algorithm", _register_algorithm)
+    _attempt("what replaces hooks", _register_instead)
     hooks = [hook for hook in server_hooks() if applies(hook)]
     flags = [hook for hook in flag_hooks() if applies(hook)]
     missing = {hook.target: missing_target(hook.target) for hook in (*flags, *hooks)}
@@ -163,6 +164,12 @@ def _register_algorithm() -> None:
 
     if get_spec(ALGORITHM) is None:
         algorithm.register()
+
+
+def _register_instead() -> None:
+    """Tell a patched SGLang what the hooks that it makes unnecessary would do."""
+    for register in {hook.instead for hook in server_hooks() if not hook.needed} - {None}:
+        register()
 
 
 def _introduce_flag() -> None:

@@ -9,15 +9,19 @@ from typing import Annotated
 
 import msgspec
 
-from sglang_vericache.flags import FLAGS, SWITCH, SWITCH_HELP
+from sglang_vericache.flags import CONFIG_HELP, FLAGS, SWITCH_HELP
+from sglang_vericache.sources import CONFIG, SWITCH
 
 # Raw, as the command line or a caller of Engine gives them; `flags.config_from` converts.
 _Value = str | int | float | None
+_Config = str | dict | None
 
 VeriCacheFields = msgspec.defstruct(
     "VeriCacheFields",
     [
-        (SWITCH, Annotated[bool, SWITCH_HELP], False),
+        # None: not given, so that the environment may decide.
+        (SWITCH, Annotated[bool | None, SWITCH_HELP], None),
+        (CONFIG, Annotated[_Config, CONFIG_HELP], None),
         *((flag.name, Annotated[_Value, flag.help], None) for flag in FLAGS),
     ],
     namespace={"_NS_PATH": "spec"},

@@ -342,6 +342,12 @@ class VeriCacheWorker(BaseSpecWorker):
             for state in self.requests:
                 self._close_view(state)
 
+    def get_update_handlers(self) -> dict[str, tuple]:
+        """SGLang asks this for run-time settings where it is patched (patches/0012)."""
+        from sglang_vericache.hooks.internal_state import update_handlers
+
+        return update_handlers(self)
+
     def clear_cache_pool(self) -> None:
         """flush_cache: the tree has dropped its spans; nothing else of ours outlives requests."""
 

@@ -23,6 +23,8 @@ class Hook:
         reason: what goes wrong without it.
         patch: the file in patches/ that would make it unnecessary.
         unless: dotted path of what that patch adds to SGLang.
+        instead: tells what the patch adds about us, where SGLang does not ask the algorithm or
+            its worker; twice does no harm.
         cpu_only: needed only where SGLang runs its CPU engine.
     """
 
@@ -32,6 +34,7 @@ class Hook:
     reason: str
     patch: str
     unless: str | None = None
+    instead: Callable[[], None] | None = None
     cpu_only: bool = False
 
     @property

@@ -32,20 +32,25 @@ def extra_context(original) -> int:
     return max(extra, get_alloc_reserve_per_decode())
 
 
+PATCH = "0004-decode-reserve.patch"
+# With the patch, reserve and row width follow from it for every algorithm.
+ADDED = "sglang.srt.mem_cache.allocation_sizing.get_num_unsettled_decode_steps"
+
 HOOKS = (
     Hook(
         "sglang.srt.mem_cache.allocation_sizing.get_req_to_token_extra_context_len",
         "around",
         extra_context,
         "a request near the context limit writes its reserve past the end of its row",
-        "0004-decode-reserve.patch",
+        PATCH,
+        ADDED,
     ),
     Hook(
         "sglang.srt.mem_cache.allocation_sizing.get_alloc_reserve_per_decode",
         "around",
         reserve_per_decode,
         "without overlap scheduling half of the reserve is never used",
-        "0004-decode-reserve.patch",
-        "sglang.srt.mem_cache.allocation_sizing.get_num_unsettled_decode_steps",
+        PATCH,
+        ADDED,
     ),
 )

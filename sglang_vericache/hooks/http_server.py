@@ -19,6 +19,19 @@ def add_routes(*args, **kwargs) -> None:
     os.environ.setdefault(APP_PATH, "sglang_vericache.http_app:app")
 
 
+def register() -> None:
+    """Let the patch add the routes; only a process that serves HTTP imports them."""
+    from sglang.srt.plugins import register_http_routes
+
+    register_http_routes(_add_to)
+
+
+def _add_to(app) -> None:
+    from sglang_vericache import http_routes
+
+    http_routes.add_routes(app)
+
+
 HOOKS = (
     Hook(
         "sglang.srt.entrypoints.http_server._setup_and_run_http_server",
@@ -26,5 +39,7 @@ HOOKS = (
         add_routes,
         "a plugin cannot add routes, and HTTP worker processes load no plugins",
         "0013-plugin-routes.patch",
+        "sglang.srt.plugins.register_http_routes",
+        register,
     ),
 )

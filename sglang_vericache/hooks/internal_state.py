@@ -15,15 +15,17 @@ def add_vericache(result, controller, state) -> None:
 
 
 def add_switch(handlers, controller) -> None:
-    """Drafting on and off, as SGLang's own run-time settings: numbers only."""
-    from sglang.srt.managers.scheduler_components.internal_state import (
-        UpdateRejected,
-        _UpdateHandler,
-    )
+    from sglang.srt.managers.scheduler_components.internal_state import _UpdateHandler
 
     worker = controller.scheduler.draft_worker
-    if not hasattr(worker, "switch_drafting"):
-        return
+    if hasattr(worker, "switch_drafting"):
+        for key, functions in update_handlers(worker).items():
+            handlers[key] = _UpdateHandler(*functions)
+
+
+def update_handlers(worker) -> dict[str, tuple]:
+    """Drafting on and off, as SGLang's own run-time settings: numbers only."""
+    from sglang.srt.managers.scheduler_components.internal_state import UpdateRejected
 
     def validate(key: str, value: int | float) -> None:
         if value not in (0, 1):
@@ -32,7 +34,7 @@ def add_switch(handlers, controller) -> None:
     def apply(key: str, value: int | float) -> None:
         worker.switch_drafting(bool(value))
 
-    handlers[SWITCH] = _UpdateHandler(validate, apply)
+    return {SWITCH: (validate, apply)}
 
 
 HOOKS = (
@@ -52,5 +54,6 @@ HOOKS = (
         add_switch,
         "a registered algorithm cannot be told anything at run time",
         "0012-speculative-run-time-switch.patch",
+        "sglang.srt.speculative.base_spec_worker.BaseSpecWorker.get_update_handlers",
     ),
 )

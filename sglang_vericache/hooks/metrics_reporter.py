@@ -28,5 +28,6 @@ HOOKS = (
         "acceptance is averaged over steps that verify nothing, and a registered algorithm cannot "
         "export metrics",
         "0011-speculative-metrics-of-rounds.patch",
+        "sglang.srt.speculative.spec_registry.CustomSpecAlgo.get_metrics_reporter_class",
     ),
 )

@@ -10,13 +10,9 @@ def output_streamer_class(original, scheduler):
 
     if config_of(scheduler.server_args) is None:
         return original(scheduler)
-    from sglang_vericache.output_streamer import VeriCacheOutputStreamer
+    from sglang_vericache.output_streamer import streamer_class
 
-    class OutputStreamer(VeriCacheOutputStreamer):
-        __slots__ = ()
-        row_bytes = scheduler.draft_worker.row_bytes
-
-    return OutputStreamer
+    return streamer_class(scheduler.draft_worker)
 
 
 HOOKS = (

@@ -12,9 +12,13 @@ PATCH = "0010-request-options.patch"
 def check_tokenized(result, manager, *args, **kwargs) -> None:
     """Every front end's requests come by here, with preferred sampling parameters merged in, and
     a ValueError is answered with HTTP 400 before the scheduler hears of the request."""
+    check_request(result.sampling_params, len(result.input_ids or ()), manager)
+
+
+def check_request(sampling_params, num_input_tokens: int, manager) -> None:
     config = config_of(manager.server_args)
-    options = read_options(result.sampling_params.custom_params, config)
-    check_room(options, config, len(result.input_ids or ()), manager.context_len)
+    options = read_options(sampling_params.custom_params, config)
+    check_room(options, config, num_input_tokens, manager.context_len)
 
 
 def take_openai_field(original, values):
@@ -36,6 +40,13 @@ def take_openai_field(original, values):
     return rest | {"custom_params": params | {KEY: values[KEY]}}
 
 
+def register() -> None:
+    """Let the patch take the field."""
+    from sglang.srt.entrypoints.openai import protocol
+
+    protocol.register_custom_param_field(KEY)
+
+
 HOOKS = (
     Hook(
         "sglang.srt.managers.tokenizer_manager.TokenizerManager._create_tokenized_object",
@@ -43,6 +54,7 @@ HOOKS = (
         check_tokenized,
         "a plugin cannot validate its custom_params, and the scheduler cannot answer HTTP 400",
         PATCH,
+        "sglang.srt.speculative.spec_registry.CustomSpecAlgo.validate_request",
     ),
     Hook(
         "sglang.srt.entrypoints.openai.protocol._migrate_deprecated_dp_rank",
@@ -50,5 +62,7 @@ HOOKS = (
         take_openai_field,
         "OpenAI requests drop fields that they do not declare",
         PATCH,
+        "sglang.srt.entrypoints.openai.protocol.register_custom_param_field",
+        register,
     ),
 )

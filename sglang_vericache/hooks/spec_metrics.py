@@ -6,7 +6,11 @@ from sglang_vericache.hooks import Hook
 from sglang_vericache.metrics import DraftCounters
 
 
-def count_rounds_only(result, manager, meta_info, recv_obj, index) -> None:
+def refine_metrics(result, manager, meta_info, recv_obj, index) -> None:
+    count_rounds_only(meta_info)
+
+
+def count_rounds_only(meta_info) -> None:
     """SGLang takes all tokens for tokens of rounds, and every round for one of a full horizon.
     Its counts of rounds, accepted tokens and their histogram are right already: the output
     streamer sets them."""
@@ -24,8 +28,9 @@ HOOKS = (
     Hook(
         "sglang.srt.managers.tokenizer_manager.TokenizerManager._calculate_spec_decoding_metrics",
         "after",
-        count_rounds_only,
+        refine_metrics,
         "tokens decoded plainly and short rounds distort the acceptance of a response",
         "0011-speculative-metrics-of-rounds.patch",
+        "sglang.srt.speculative.spec_registry.CustomSpecAlgo.refine_request_metrics",
     ),
 )

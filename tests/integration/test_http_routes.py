@@ -29,6 +29,9 @@ class Worker:
         assert isinstance(on, bool)
         self.drafting = on
 
+    def get_internal_state(self) -> dict:
+        return {"vericache": self.status()}
+
     def status(self) -> dict:
         return {"drafting": self.drafting, "config": {"horizon": 16}}
 

@@ -41,6 +41,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm  # noqa: E402
 from test_bad_input import DENSE  # noqa: E402
 
 from sglang_vericache.algorithm import VeriCacheAlgorithm  # noqa: E402
+from sglang_vericache.metrics import RowBytes  # noqa: E402
 from sglang_vericache.output_streamer import (  # noqa: E402
     RESPONSE_FIELD,
     VeriCacheOutputStreamer,
@@ -299,17 +300,19 @@ def test_coalesced_chunks_keep_it():
 
 
 def test_the_algorithm_chooses_the_streamer():
-    for algorithm, expected in (
-        (BUILTIN, output_streamer.SchedulerOutputStreamer),
-        (SpeculativeAlgorithm.NONE, output_streamer.SchedulerOutputStreamer),
-        (OURS, VeriCacheOutputStreamer),
-    ):
-        scheduler = SimpleNamespace(spec_algorithm=algorithm)
-        assert Scheduler.get_output_streamer_class(scheduler) is expected
+    for algorithm in (BUILTIN, SpeculativeAlgorithm.NONE):
+        scheduler = SimpleNamespace(spec_algorithm=algorithm, draft_worker=None)
+        chosen = Scheduler.get_output_streamer_class(scheduler)
+        assert chosen is output_streamer.SchedulerOutputStreamer
 
 
 def test_our_streamer_marks_its_values():
-    streamer = object.__new__(VeriCacheOutputStreamer)
+    """Catches a streamer that does not know the pools of the server it streams for."""
+    worker = SimpleNamespace(row_bytes=RowBytes(2, 8))
+    scheduler = SimpleNamespace(spec_algorithm=OURS, draft_worker=worker)
+    kind = Scheduler.get_output_streamer_class(scheduler)
+    assert issubclass(kind, VeriCacheOutputStreamer)
+    streamer = object.__new__(kind)
     running, finished = request(), request(finished=lambda: True)
     info = streamer.build_additional_customized_info([running, finished])
     assert info[RESPONSE_FIELD][0] is None

@@ -22,6 +22,7 @@ HOOKS = (*flag_hooks(), *server_hooks())
 # Run on the patched SGLang: what the patches do, and what must not depend on them.
 FILES = (
     *("test_patched_scheduler.py", "test_patched_plugins.py", "test_patched_forward.py"),
+    *("test_patched_frontend.py", "test_patched_responses.py", "test_http_routes.py"),
     *("test_loud_failure.py", "test_bad_input.py", "test_pending_tokens.py"),
 )
 TIMEOUT_S = 600
