@@ -48,8 +48,9 @@ from sglang_vericache.support import (
 )
 from sglang_vericache.tree.view import DraftView
 from sglang_vericache.tree.view_builder import FullKV, ViewBuilder
+from sglang_vericache.upload import to_device
 from sglang_vericache.verify.logits_consumer import create_picker
-from sglang_vericache.verify.verifier import Verifier
+from sglang_vericache.verify.verifier import PreparedVerify, Verifier
 
 logger = logging.getLogger(__name__)
 
@@ -195,6 +196,7 @@ class VeriCacheWorker(BaseSpecWorker):
 
         # SGLang's own path sets this in TpModelWorker; ours goes past it to the model runner.
         self.target_worker.set_hicache_consumer(-1)
+        verify = self.verifier.prepare(batch, plan.verify, pending) if plan.verify else None
         if plan.draft:
             drafted = [states[i].drafted for i, _ in plan.draft]
             with self.phases("draft"):
@@ -203,8 +205,8 @@ class VeriCacheWorker(BaseSpecWorker):
             for i, count in plan.draft:
                 states[i].drafted += count
         emission = Emission(batch, pending, self.config.verify_width)
-        if plan.verify:
-            self._verify(batch, plan, states, pending, emission)
+        if verify is not None:
+            self._verify(batch, states, verify, emission)
         if plan.plain:
             self._decode_plainly(batch, plan.plain, states, pending, emission)
         self._accounts.append(account)
@@ -284,28 +286,26 @@ class VeriCacheWorker(BaseSpecWorker):
         self._step += 1
         return plan_step(candidates, self._step, self.config.horizon, self.config.stagger_groups)
 
-    def _verify(self, batch, plan: RoundPlan, states, pending, emission: Emission) -> None:
-        indices = [i for i, _ in plan.verify]
-        index = torch.tensor(indices, device=batch.seq_lens.device)
-        drafted = [count for _, count in plan.verify]
+    def _verify(self, batch, states, prepared: PreparedVerify, emission: Emission) -> None:
+        index = prepared.index
         with self.phases("verify"):
-            verified = self.verifier.run(batch, index, indices, drafted, pending)
+            verified = self.verifier.run(prepared)
         emission.add_verified(index, verified)
         width = verified.tokens.shape[1]
         column = torch.arange(width, device=index.device)
         kept = column < verified.yields[:, None]
         self._commit(batch, index, column[None], kept, verified.source_slots)
-        for i in indices:
+        for i in prepared.indices:
             states[i].drafted = 0
 
     def _decode_plainly(self, batch, indices, states, pending, emission: Emission) -> None:
-        index = torch.tensor(indices, device=batch.seq_lens.device)
+        index = to_device(indices, batch.seq_lens.device)
         with self.phases("plain"):
             step = decode_plainly(self.target_worker, batch, index, indices, pending)
         emission.add_plain(index, indices, step)
         viewed = [n for n, i in enumerate(indices) if states[i].view is not None]
         if viewed:
-            part = torch.tensor(viewed, device=index.device)
+            part = to_device(viewed, index.device)
             column = torch.zeros((1, 1), dtype=torch.int64, device=index.device)
             kept = torch.ones((len(viewed), 1), dtype=torch.bool, device=index.device)
             self._commit(batch, index[part], column, kept, step.source_slots[part, None])

@@ -86,6 +86,23 @@ class Watch(ABC, Generic[Seen]):
             queries: ``[n, Hq, D]`` after rotary embedding, of the positions from ``start`` on.
         """
 
+    def see_several(
+        self,
+        queries: torch.Tensor,
+        rows: torch.Tensor,
+        starts: Sequence[int],
+        counts: Sequence[int],
+        rotary: Rotary | None,
+    ) -> list[Any]:
+        """What `see` returns, for several requests of one pass.
+
+        Args:
+            queries: ``[N, Hq, D]`` of the whole pass.
+            rows: ``[sum(counts)]`` int64 rows of ``queries``, one request after the other.
+        """
+        seen = queries[rows].split(list(counts))
+        return [self.see(part, start, rotary) for part, start in zip(seen, starts, strict=True)]
+
     @abstractmethod
     def observation(self, parts: Sequence[Any], start: int, end: int) -> Seen:
         """Of the queries [start, end), from what `see` returned for each layer."""

@@ -12,6 +12,7 @@ import torch
 from sglang_vericache.compressors.rotary import Rotary
 from sglang_vericache.compressors.watch import FEWEST_QUERIES, Choice, Observation, Watch
 from sglang_vericache.config import RECENT_TOKENS
+from sglang_vericache.upload import to_device
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class QueryWindow(Observation):
     @cached_property
     def device_positions(self) -> torch.Tensor:
         """``[W]`` int64 beside the queries."""
-        return torch.tensor(self.positions, device=self.queries.device)
+        return to_device(self.positions, self.queries.device)
 
     def then(self, later: QueryWindow) -> QueryWindow:
         self.must_precede(later)
@@ -76,6 +77,17 @@ class WindowWatch(Watch[QueryWindow]):
 
     def see(self, queries: torch.Tensor, start: int, rotary: Rotary | None) -> torch.Tensor:
         return queries.clone()
+
+    def see_several(
+        self,
+        queries: torch.Tensor,
+        rows: torch.Tensor,
+        starts: Sequence[int],
+        counts: Sequence[int],
+        rotary: Rotary | None,
+    ) -> list[torch.Tensor]:
+        """Views of one copy: a copy for each of hundreds of requests would hold up every layer."""
+        return list(queries[rows].split(list(counts)))
 
     def observation(self, parts: Sequence[torch.Tensor], start: int, end: int) -> QueryWindow:
         return QueryWindow(torch.stack(list(parts)), tuple(range(start, end)), self.tokens)

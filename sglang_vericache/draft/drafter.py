@@ -9,6 +9,7 @@ from sglang.srt.managers.schedule_batch import ScheduleBatch
 
 from sglang_vericache.draft.graphs import DraftGraphs
 from sglang_vericache.draft.step import DraftStep
+from sglang_vericache.upload import to_device
 
 
 class Drafter:
@@ -37,9 +38,9 @@ class Drafter:
         Precondition: the row of each request holds a slot for every token drafted here.
         """
         step, device = self.step, batch.seq_lens.device
-        plan = torch.tensor(
+        plan = to_device(
             [(i, done, done + count) for (i, count), done in zip(work, drafted, strict=True)],
-            device=device,
+            device,
         )
         index, done, wanted = plan.unbind(1)
         requests = batch.req_pool_indices[index]

@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from sglang_vericache.compressors.rotary import Rotary
 from sglang_vericache.compressors.watch import Observation, Watch
+from sglang_vericache.upload import to_device
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class QueryCapture:
         self.observations: dict[str, Observation] = {}
         self._ranges: Sequence[CaptureRange] = ()
         self._parts: list[list[Any]] = []
+        self._rows: torch.Tensor | None = None
         if watch is not None:
             self._wrap(backend)
 
@@ -55,12 +59,23 @@ class QueryCapture:
             if self._ranges:
                 heads = q.view(q.shape[0], layer.tp_q_head_num, layer.qk_head_dim)
                 rotary = self.rotary[layer.layer_id] if self.rotary is not None else None
-                for r, parts in zip(self._ranges, self._parts, strict=True):
-                    seen = heads[r.offset : r.offset + r.end - r.start]
-                    parts.append(self.watch.see(seen, r.start, rotary))
+                for parts, seen in zip(self._parts, self._see(heads, rotary), strict=True):
+                    parts.append(seen)
             return forward(q, k, v, layer, *args, **kwargs)
 
         backend.forward = capturing_forward
+
+    def _see(self, heads: torch.Tensor, rotary: Rotary | None) -> list[Any]:
+        if len(self._ranges) == 1:
+            (r,) = self._ranges
+            part = heads[r.offset : r.offset + r.end - r.start]
+            return [self.watch.see(part, r.start, rotary)]
+        if self._rows is None:
+            rows = [i for r in self._ranges for i in range(r.offset, r.offset + r.end - r.start)]
+            self._rows = to_device(rows, heads.device)
+        starts = [r.start for r in self._ranges]
+        counts = [r.end - r.start for r in self._ranges]
+        return self.watch.see_several(heads, self._rows, starts, counts, rotary)
 
     def range_of(
         self, rid: str, start: int, count: int, prompt_tokens: int, offset: int
@@ -78,7 +93,7 @@ class QueryCapture:
     @contextmanager
     def during(self, ranges: Sequence[CaptureRange]) -> Iterator[None]:
         """Observe the queries of ``ranges`` in the extend forward inside."""
-        self._ranges, self._parts = ranges, [[] for _ in ranges]
+        self._ranges, self._parts, self._rows = ranges, [[] for _ in ranges], None
         try:
             yield
             for r, parts in zip(ranges, self._parts, strict=True):
@@ -86,7 +101,7 @@ class QueryCapture:
                 if parts:
                     self._store(r, self.watch.observation(parts, r.start, r.end))
         finally:
-            self._ranges, self._parts = (), []
+            self._ranges, self._parts, self._rows = (), [], None
 
     def _store(self, r: CaptureRange, observation: Observation) -> None:
         earlier = self.observations.get(r.rid)
