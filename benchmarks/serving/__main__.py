@@ -26,6 +26,9 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True, help="logs and answers")
     parser.add_argument("--no-plain", action="store_true", help="reuse the answers of a run before")
+    parser.add_argument(
+        "--chosen", type=Path, help="plain.json of an earlier run: take its choice of prompts"
+    )
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     cases = [Case.parse(text) for text in arguments.case]
@@ -54,15 +57,17 @@ def _server(arguments, name: str, ours: list[str]) -> ServingServer:
 
 def _plain(server: ServingServer, prompts: Prompts, case: Case, arguments) -> dict:
     """Chooses the prompts whose answers repeat little, and measures them."""
-    candidates = prompts.make(case.context, case.requests + case.requests // 2 + 16)
-    repeats = []
-    for at in range(0, len(candidates), case.requests):
-        for answer in server.generate(candidates[at : at + case.requests], LONG_TOKENS):
-            repeats.append(repetition(answer["output_ids"]))
-    chosen = sorted(range(len(candidates)), key=repeats.__getitem__)[: case.requests]
-    within = sum(repeats[i] <= MOST_REPETITION for i in chosen)
-    server.flush()
+    earlier = json.loads(arguments.chosen.read_text()) if arguments.chosen else {}
+    if case.name in earlier:
+        candidates = prompts.make(case.context, earlier[case.name]["candidates"])
+        chosen = earlier[case.name]["chosen"]
+    else:
+        candidates = prompts.make(case.context, case.requests + case.requests // 2 + 16)
+        chosen = _least_repetitive(server, candidates, case.requests)
+        server.flush()
     speed = measure(server, [candidates[i] for i in chosen], arguments.repetitions)
+    repeats = [repetition(output) for output in speed.outputs]
+    within = sum(share <= MOST_REPETITION for share in repeats)
     again = server.generate([candidates[i] for i in chosen[: max(1, case.requests // 2)]], 272)
     itself = sum(a["output_ids"] != b for a, b in zip(again, speed.outputs, strict=False)) / len(
         again
@@ -78,12 +83,20 @@ def _plain(server: ServingServer, prompts: Prompts, case: Case, arguments) -> di
     return {
         "candidates": len(candidates),
         "chosen": chosen,
-        "repetition": [repeats[i] for i in chosen],
+        "repetition": repeats,
         "rates": speed.rates,
         "whole": speed.whole,
         "outputs": speed.outputs,
         "itself": itself,
     }
+
+
+def _least_repetitive(server: ServingServer, candidates, count: int) -> list[int]:
+    repeats: list[float] = []
+    for at in range(0, len(candidates), count):
+        for answer in server.generate(candidates[at : at + count], LONG_TOKENS):
+            repeats.append(repetition(answer["output_ids"]))
+    return sorted(range(len(candidates)), key=repeats.__getitem__)[:count]
 
 
 def _ours(server, prompts: Prompts, case: Case, ours: str, plain: dict, arguments) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sglang_vericache.compressors.window import QueryWindow
+from score_fakes import make_rotary
+
+from sglang_vericache.compressors.query_stats import StatsWatch
+from sglang_vericache.compressors.window import QueryWindow, WindowWatch
 
 
 def window(start: int, end: int, limit: int = 64) -> QueryWindow:
@@ -56,3 +59,18 @@ def test_must_follow():
 def test_bytes():
     """Catches an element size that is left out."""
     assert window(0, 5).bytes == 2 * 5 * 3 * 4 * 4
+
+
+@pytest.mark.parametrize("watch", [WindowWatch(3), StatsWatch()])
+def test_several_requests_at_once_see_the_same(watch):
+    """Catches rows of one request in another's part when a pass is looked at as a whole."""
+    torch.manual_seed(0)
+    queries, rotary = torch.randn(20, 4, 8), make_rotary(8, 200)
+    starts, counts, firsts = [7, 100, 0], [3, 5, 1], [2, 9, 19]
+    rows = torch.cat([torch.arange(f, f + n) for f, n in zip(firsts, counts, strict=True)])
+    several = watch.see_several(queries, rows, starts, counts, rotary)
+    for part, start, first, count in zip(several, starts, firsts, counts, strict=True):
+        alone = watch.see(queries[first : first + count], start, rotary)
+        if not isinstance(part, torch.Tensor):
+            part, alone = vars(part), vars(alone)
+        torch.testing.assert_close(part, alone)
