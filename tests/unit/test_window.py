@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from score_fakes import make_rotary
 
 from sglang_vericache.compressors.query_stats import StatsWatch
