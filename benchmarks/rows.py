@@ -12,8 +12,6 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -51,11 +49,18 @@ class Row:
 
 
 def append(file: str, row: Row) -> None:
-    """Add ``row`` to results/``file`` with the machine, command, commit and date of this run."""
+    """Add ``row`` to results/``file`` with the machine, command, commit and date of this run.
+
+    Raises:
+        ValueError: the commit is unknown.
+    """
+    at = row.commit or commit()
+    if at.startswith("unknown"):
+        raise ValueError("a row without a commit says nothing: set VERICACHE_COMMIT")
     filled = asdict(row) | {
         "gpu": row.gpu or device_name(),
-        "command": row.command or shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]),
-        "commit": row.commit or commit(),
+        "command": row.command or command(),
+        "commit": at,
         "sglang": version("sglang"),
         "date": date.today().isoformat(),
     }
@@ -64,7 +69,23 @@ def append(file: str, row: Row) -> None:
         out.write(json.dumps(filled) + "\n")
 
 
+def read(file: str) -> list[Row]:
+    """The rows of results/``file`` in order; none where it does not exist."""
+    path = RESULTS / file
+    if not path.exists():
+        return []
+    return [Row(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def command() -> str:
+    """What was typed; of a measure that the runner started, what the runner was told."""
+    typed = shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
+    return os.environ.get("VERICACHE_COMMAND", typed)
+
+
 def device_name() -> str:
+    import torch  # here, because tables are made without it
+
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 

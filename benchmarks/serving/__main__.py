@@ -5,33 +5,62 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import sys
 from pathlib import Path
 
+from benchmarks.registry import SMOL, Case, UnknownCaseError, serving_case
 from benchmarks.rows import Row, append
-from benchmarks.serving.measure import LONG_TOKENS, Case, Speed, measure
+from benchmarks.serving.measure import LONG_TOKENS, Speed, measure
 from benchmarks.serving.prompts import Prompts, repetition
 from benchmarks.serving.server import ServingServer
+from sglang_vericache.demo.model import default_cache_dir, prepare_model
 
 MOST_REPETITION = 0.3
+FLAGS = (
+    "--attention-backend flashinfer --sampling-backend pytorch --grammar-backend none "
+    "--skip-server-warmup --disable-prefill-cuda-graph --mem-fraction-static 0.85 "
+    "--dtype bfloat16 --cuda-graph-max-bs-decode 256"
+)
+OURS = tuple(f"--enable-vericache --vericache-draft-dtype {name}" for name in ("int4", "bfloat16"))
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--case", action="append", required=True, metavar="NAME:CONTEXT:REQUESTS")
-    parser.add_argument("--flags", default="", help="of both servers, as one string")
+    parser.add_argument("--model", help="checkpoint folder; by default the demo's SmolLM2-135M")
     parser.add_argument(
-        "--ours", action="append", default=[], help="flags of one server with the plugin"
+        "--case",
+        action="append",
+        required=True,
+        metavar="NAME|NAME:CONTEXT:REQUESTS",
+        help="registered (python -m benchmarks list) or ad hoc",
+    )
+    parser.add_argument("--flags", default=FLAGS, help="of both servers (default: %(default)s)")
+    parser.add_argument(
+        "--ours",
+        action="append",
+        help=f"flags of one server with the plugin (default: one each of {', '.join(OURS)})",
     )
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--out", type=Path, required=True, help="logs and answers")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=default_cache_dir() / "serving",
+        help="logs and answers (default: %(default)s)",
+    )
     parser.add_argument("--no-plain", action="store_true", help="reuse the answers of a run before")
     parser.add_argument(
         "--chosen", type=Path, help="plain.json of an earlier run: take its choice of prompts"
     )
     arguments = parser.parse_args()
+    try:
+        cases = [serving_case(text) for text in arguments.case]
+    except UnknownCaseError as unknown:
+        parser.error(str(unknown))
+    if arguments.model is None:
+        if any(case.model not in ("", SMOL) for case in cases):
+            parser.error(f"only {SMOL} comes by itself: say --model")
+        arguments.model = str(prepare_model(default_cache_dir()))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    cases = [Case.parse(text) for text in arguments.case]
     prompts = Prompts(arguments.model)
     saved = arguments.out / "plain.json"
     if not arguments.no_plain:
@@ -39,7 +68,8 @@ def main() -> None:
             plain = {case.name: _plain(server, prompts, case, arguments) for case in cases}
         saved.write_text(json.dumps(plain))
     plain = json.loads(saved.read_text())
-    for i, ours in enumerate(arguments.ours):
+    failed = 0
+    for i, ours in enumerate(arguments.ours or OURS):
         try:
             with _server(arguments, f"ours{i}", shlex.split(ours)) as server:
                 print(f"started in {server.start_seconds:.0f} s with {ours}", flush=True)
@@ -47,6 +77,8 @@ def main() -> None:
                     _ours(server, prompts, case, ours, plain[case.name], arguments)
         except Exception as error:
             print(f"FAILED {ours}: {error}", flush=True)
+            failed += 1
+    return 1 if failed else 0
 
 
 def _server(arguments, name: str, ours: list[str]) -> ServingServer:
@@ -107,7 +139,8 @@ def _ours(server, prompts: Prompts, case: Case, ours: str, plain: dict, argument
     baseline = sorted(plain["rates"])[len(plain["rates"]) // 2]
     per_round = speed.tokens_per_round
     print(
-        f"{case.name}: {speed.rate:.0f} tok/s {_spread(speed)} = {speed.rate / baseline:.2f}x, "
+        f"{case.name}: {speed.rate:.0f} tok/s {_spread(speed)} = {speed.rate / baseline:.2f}x "
+        f"({'nothing' if case.least_factor is None else case.least_factor} wanted), "
         f"whole {max(speed.whole) / max(plain['whole']):.2f}x, "
         f"{per_round and round(per_round, 2)} tokens a round, {differ}/{case.requests} outputs "
         f"differ, phases { {k: round(v, 2) for k, v in speed.phases.items()} }",
@@ -138,4 +171,4 @@ def _spread(speed: Speed) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

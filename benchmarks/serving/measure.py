@@ -15,19 +15,6 @@ from benchmarks.serving.server import ServingServer
 SHORT_TOKENS, LONG_TOKENS = 16, 272
 
 
-@dataclass(frozen=True)
-class Case:
-    name: str
-    context: int
-    requests: int
-
-    @classmethod
-    def parse(cls, text: str) -> Case:
-        """``NAME:CONTEXT:REQUESTS``."""
-        name, context, requests = text.split(":")
-        return cls(name, int(context), int(requests))
-
-
 @dataclass
 class Speed:
     """What was measured.

@@ -1,0 +1,130 @@
+"""The cases that are measured, by name: what each shows, and what it would take to be content."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Measure -> the module that runs it, and whether that module takes the names of cases.
+MEASURES = {
+    "serving": ("benchmarks.serving", True),
+    "acceptance": ("benchmarks.acceptance", False),
+    "query_statistics": ("benchmarks.query_statistics", False),
+    "kernels": ("benchmarks.kernels", False),
+}
+SMOL = "SmolLM2-135M"
+
+
+class UnknownCaseError(ValueError):
+    """A name that is not registered, or that means something else than what was asked for."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A set-up with a name.
+
+    Attributes:
+        shows: what its figures say, in half a sentence.
+        context: tokens of each prompt.
+        requests: how many run at once; for measures without a server, how many there are.
+        least_factor: value over baseline that is wanted at least, None where nothing is.
+        measure: key of MEASURES; its rows lie in the results file of that name.
+    """
+
+    name: str
+    shows: str
+    model: str
+    context: int
+    requests: int
+    least_factor: float | None
+    measure: str
+
+
+def _serving(name: str, context: int, requests: int, least: float, shows: str) -> Case:
+    return Case(name, shows, SMOL, context, requests, least, "serving")
+
+
+CASES = {
+    case.name: case
+    for case in (
+        _serving("smol-7k7-x256", 7700, 256, 3.0, "the whole context window, a large batch"),
+        _serving("smol-7k7-x128", 7700, 128, 2.5, "the whole context window, half that batch"),
+        _serving("smol-4k-x128", 4096, 128, 1.7, "half the context window"),
+        _serving("smol-1k-x32", 1024, 32, 0.98, "too little KV to gain: must cost next to nothing"),
+        _serving("smol-1k-x1", 1024, 1, 0.98, "one short request: must cost next to nothing"),
+        Case(
+            "acceptance-2k",
+            "how many drafted tokens stand, on eight prompts of real text",
+            *(SMOL, 2000, 8, None, "acceptance"),
+        ),
+        Case(
+            "query-statistics-2k",
+            "what a cheaper covariance of the queries loses in expected attention",
+            *(SMOL, 2000, 8, None, "query_statistics"),
+        ),
+        Case(
+            "kernels",
+            "time and memory traffic of each kernel, in the shapes of two models",
+            *("shapes only", 0, 0, None, "kernels"),
+        ),
+    )
+}
+
+
+def find(name: str) -> Case:
+    """The registered case of that name.
+
+    Raises:
+        UnknownCaseError: there is none.
+    """
+    if name not in CASES:
+        raise UnknownCaseError(f"no case is called {name!r}; known: {', '.join(CASES)}")
+    return CASES[name]
+
+
+def serving_case(text: str) -> Case:
+    """A registered serving case by name, or an ad-hoc one out of ``NAME:CONTEXT:REQUESTS``.
+
+    Raises:
+        UnknownCaseError: unknown or of another measure; or an ad-hoc case that takes the name of
+            a registered one with other numbers, whose rows would pass for that one's.
+    """
+    if ":" not in text:
+        case = find(text)
+        if case.measure != "serving":
+            raise UnknownCaseError(f"{text} is measured by {case.measure}, not by serving")
+        return case
+    try:
+        name, context, requests = text.split(":")
+        case = Case(name, "ad hoc", "", int(context), int(requests), None, "serving")
+    except ValueError:
+        raise UnknownCaseError(f"{text!r} is not NAME:CONTEXT:REQUESTS") from None
+    known = CASES.get(name)
+    if known is None:
+        return case
+    if (known.context, known.requests) != (case.context, case.requests):
+        raise UnknownCaseError(
+            f"{name} is registered as {name}:{known.context}:{known.requests}; take another name"
+        )
+    return known
+
+
+def commands_of(cases: Sequence[Case], arguments: Sequence[str]) -> list[list[str]]:
+    """``module, argument, ...`` of each measure that the cases need, in the cases' order.
+
+    Args:
+        arguments: passed on to the measure.
+
+    Raises:
+        UnknownCaseError: arguments for more than one measure.
+    """
+    measures = list(dict.fromkeys(case.measure for case in cases))
+    if arguments and len(measures) > 1:
+        raise UnknownCaseError(f"arguments after -- go to one measure, here are {measures}")
+    commands = []
+    for measure in measures:
+        module, takes_names = MEASURES[measure]
+        named = [case.name for case in cases if case.measure == measure] if takes_names else []
+        flags = [part for name in named for part in ("--case", name)]
+        commands.append([module, *flags, *arguments])
+    return commands
