@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.rows import Row, append
 from sglang_vericache.kernels.pool_format import create_format
 
 FORMATS = ("bfloat16", "fp8_e4m3", "int4")
@@ -156,6 +157,18 @@ def report(line: dict) -> str:
     return f"{start} {line['us']:9.1f} us {line['GB/s']:6} GB/s {line['share']:6.1%} of copy"
 
 
+def row_of(line: dict, scattered: bool) -> Row:
+    return Row(
+        case="kernels",
+        metric=line["op"],
+        value=line["us"],
+        unit="us",
+        model=f"shapes of {line['shape']}",
+        flags=f"{line['format']}, slots {'scattered' if scattered else 'in runs'}",
+        note=f"{line['GB/s']} GB/s, {line['share']:.1%} of a large copy",
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--op", help="only this one: attention, append, commit, gather, ...")
@@ -164,6 +177,7 @@ def main() -> None:
     parser.add_argument("--sweep", action="store_true", help="attention in alternative configs")
     parser.add_argument("--scattered", action="store_true", help="slots in random order")
     parser.add_argument("--json", type=Path, help="write the lines there as well")
+    parser.add_argument("--no-rows", action="store_true", help="print only")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("benchmarks.kernels needs a CUDA device: times on a CPU say nothing about kernels")
@@ -179,6 +193,9 @@ def main() -> None:
     for line in lines(options, best):
         made.append(line)
         print(report(line), flush=True)
+        # A sweep compares alternatives that nobody runs: nothing to keep.
+        if not (options.sweep or options.no_rows):
+            append("kernels.jsonl", row_of(line, options.scattered))
     if options.sweep:
         print("\nbest of each")
         timed = [line for line in made if "us" in line]

@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE, KERNELS, TESTS = ROOT / "sglang_vericache", ROOT / "kernels", ROOT / "tests"
+BENCHMARKS = ROOT / "benchmarks"
 LONGEST_FILE = 400
 
 # From the bottom up; rooms of one line may import each other.
@@ -163,7 +164,8 @@ def test_only_the_algorithm_knows_the_worker():
 
 
 def python_files() -> list[Path]:
-    return [path for folder in (PACKAGE, KERNELS, TESTS) for path in sorted(folder.rglob("*.py"))]
+    folders = (PACKAGE, KERNELS, TESTS, BENCHMARKS)
+    return [path for folder in folders for path in sorted(folder.rglob("*.py"))]
 
 
 def test_files_stay_short():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import statistics
 import sys
 from pathlib import Path
 
@@ -136,7 +137,7 @@ def _ours(server, prompts: Prompts, case: Case, ours: str, plain: dict, argument
     speed = measure(server, [candidates[i] for i in plain["chosen"]], arguments.repetitions)
     server.flush()
     differ = sum(a != b for a, b in zip(speed.outputs, plain["outputs"], strict=True))
-    baseline = sorted(plain["rates"])[len(plain["rates"]) // 2]
+    baseline = statistics.median(plain["rates"])
     per_round = speed.tokens_per_round
     print(
         f"{case.name}: {speed.rate:.0f} tok/s {_spread(speed)} = {speed.rate / baseline:.2f}x "

@@ -1,0 +1,136 @@
+"""Rows -> Markdown tables."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from benchmarks.registry import CASES
+from benchmarks.rows import RESULTS, Row
+
+
+def newest(rows: Sequence[Row]) -> list[Row]:
+    """The last measured row of each (case, metric, model, flags, gpu), registered cases first.
+
+    Files only grow, so of two rows of one day the later line is the newer.
+    """
+    last: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        key = (row.case, row.metric, row.model, row.flags, row.gpu)
+        if key not in last or row.date >= last[key].date:
+            last[key] = row
+    order = {name: i for i, name in enumerate(CASES)}
+    return sorted(last.values(), key=lambda row: order.get(row.case, len(order)))
+
+
+def flag_groups(flags: str) -> list[str]:
+    """``["--a 1", "--b"]`` of ``"--a 1 --b"``: each flag with its values."""
+    groups: list[str] = []
+    for word in shlex.split(flags) if "--" in flags else [flags]:
+        if word.startswith("--") or not groups:
+            groups.append(word)
+        else:
+            groups[-1] += " " + word
+    return groups
+
+
+def common_flags(rows: Sequence[Row]) -> list[str]:
+    """The flags that all rows share: said once. None for a single row, which shows its own."""
+    if len(rows) < 2:
+        return []
+    groups = [flag_groups(row.flags) for row in rows]
+    return [flag for flag in groups[0] if all(flag in other for other in groups)]
+
+
+def own_flags(row: Row, common: Sequence[str]) -> str:
+    return " ".join(flag for flag in flag_groups(row.flags) if flag not in common)
+
+
+def case_cell(row: Row) -> str:
+    """The case; whoever reads a figure with imposed acceptance must see that in its row."""
+    if row.simulated_acceptance is None:
+        return row.case
+    return f"{row.case} (simulated acceptance: {row.simulated_acceptance})"
+
+
+def number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.4g}"
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _rounds(row: Row) -> str:
+    return "-" if row.tokens_per_round is None else f"{row.tokens_per_round:.1f}"
+
+
+def factor(row: Row) -> float | None:
+    return row.value / row.baseline if row.baseline else None
+
+
+def _serving_line(row: Row) -> dict[str, str]:
+    case, gained = CASES.get(row.case), factor(row)
+    wanted = case.least_factor if case else None
+    return {
+        "prompt tokens": str(case.context) if case else "-",
+        "requests": str(case.requests) if case else "-",
+        f"{row.unit} without": number(row.baseline),
+        "with": number(row.value),
+        "factor": "-" if gained is None else f"{gained:.2f}",
+        "wanted": "-" if wanted is None else f"{wanted:g}",
+        "tokens a round": _rounds(row),
+    }
+
+
+def _plain_line(row: Row) -> dict[str, str]:
+    return {
+        "metric": row.metric.replace("_", " "),
+        "value": number(row.value),
+        "baseline": number(row.baseline),
+        "unit": row.unit,
+        "tokens a round": _rounds(row),
+        "mismatches": _count(row.mismatches),
+        "near ties": _count(row.near_ties),
+    }
+
+
+def table(name: str, rows: Sequence[Row]) -> str:
+    """The table of results/``name``.jsonl, with what all of its rows share below it."""
+    shown = newest(rows)
+    if not shown:
+        return "Nothing measured yet."
+    common = common_flags(shown)
+    line_of = _serving_line if name == "serving" else _plain_line
+    lines = []
+    for row in shown:
+        flags = own_flags(row, common)
+        lines.append(
+            {"case": case_cell(row)}
+            | line_of(row)
+            | {"flags": f"`{flags}`" if flags else "-", "model": row.model, "on": row.gpu}
+            | {"commit": row.commit, "date": row.date}
+        )
+    # A column that no row fills says nothing.
+    columns = [c for c in dict.fromkeys(c for line in lines for c in line) if _filled(c, lines)]
+    text = [columns, ["---"] * len(columns)]
+    text += [[line.get(column, "-").replace("|", "\\|") for column in columns] for line in lines]
+    made = "\n".join(f"| {' | '.join(cells)} |" for cells in text)
+    if common:
+        made += f"\n\nAll with `{' '.join(common)}`."
+    return made + f"\n\n{_versions(shown)} [Rows](RESULTS/{name}.jsonl) with spreads and commands."
+
+
+def _filled(column: str, lines: Sequence[dict[str, str]]) -> bool:
+    return any(line.get(column, "-") != "-" for line in lines)
+
+
+def _versions(rows: Sequence[Row]) -> str:
+    return f"SGLang {', '.join(sorted({row.sglang for row in rows}))}."
+
+
+def known_tables() -> list[str]:
+    """Each results file is a table."""
+    return sorted(path.stem for path in RESULTS.glob("*.jsonl"))

@@ -1,0 +1,149 @@
+"""Tables and plots say what the rows say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks import render, rows, tables
+from benchmarks.rows import Row
+
+ROW = Row(
+    case="smol-1k-x32",
+    metric="decode_rate",
+    value=150.0,
+    baseline=100.0,
+    unit="tokens/s",
+    model="smol",
+    flags="--dtype bfloat16 --enable-vericache --vericache-draft-dtype int4",
+    tokens_per_round=7.54,
+    gpu="H100",
+    commit="abcdef1",
+    sglang="0.5.23",
+    date="2026-01-02",
+)
+BLOCK = "before\n<!-- table: serving -->\nold\n<!-- /table -->\nafter\n"
+
+
+def cells(text: str, case: str) -> list[dict[str, str]]:
+    lines = [
+        [c.strip() for c in line.strip("|").split(" | ")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:] if case in line[0]]
+
+
+def test_newest():
+    """Catches an old figure beside, or in place of, its repetition; and a repetition that
+    replaces what was measured with other flags or on another machine."""
+    later = replace(ROW, value=160.0)
+    older = replace(ROW, value=1.0, date="2026-01-01")
+    other_flags, other_gpu = replace(ROW, flags="--a"), replace(ROW, gpu="H200")
+    other_metric = replace(ROW, metric="whole")
+    shown = tables.newest([ROW, other_flags, other_gpu, later, older, other_metric])
+    assert shown == [later, other_flags, other_gpu, other_metric]
+
+
+def test_order_of_cases():
+    """Catches a table whose order is that of the measurements."""
+    names = ("mine", "smol-1k-x1", "smol-7k7-x256")
+    shown = tables.newest([replace(ROW, case=name) for name in names])
+    assert [row.case for row in shown] == ["smol-7k7-x256", "smol-1k-x1", "mine"]
+
+
+def test_serving_table():
+    """Catches a factor that is upside down, and a goal that is not shown beside it."""
+    text = tables.table("serving", [ROW, replace(ROW, flags=ROW.flags.replace("int4", "fp8"))])
+    first, second = cells(text, "smol-1k-x32")
+    assert first["factor"] == "1.50" and first["wanted"] == "0.98"
+    assert first["tokens/s without"] == "100" and first["with"] == "150"
+    assert first["tokens a round"] == "7.5" and first["commit"] == "abcdef1"
+    assert first["flags"] == "`--vericache-draft-dtype int4`"
+    assert second["flags"] == "`--vericache-draft-dtype fp8`"
+    assert "All with `--dtype bfloat16 --enable-vericache`." in text
+
+
+@pytest.mark.parametrize("name", ["serving", "acceptance"])
+def test_simulated_acceptance_shows_in_its_row(name):
+    """Catches an imposed acceptance that passes for a measured one."""
+    imposed = replace(ROW, case="imposed", simulated_acceptance="trace of 8B")
+    text = tables.table(name, [ROW, imposed])
+    assert "simulated acceptance: trace of 8B" in cells(text, "imposed")[0]["case"]
+    assert "simulated" not in cells(text, "smol-1k-x32")[0]["case"]
+
+
+def test_other_tables():
+    """Catches columns that nobody fills, and a zero that passes for an empty cell."""
+    row = replace(ROW, baseline=None, mismatches=0, flags="keep ratio 0.2", value=0.12345)
+    (line,) = cells(tables.table("acceptance", [row]), "smol")
+    assert line["mismatches"] == "0" and line["value"] == "0.1235"
+    assert line["flags"] == "`keep ratio 0.2`"
+    assert "baseline" not in line and "near ties" not in line
+
+
+def test_fill():
+    """Catches text around a block that is lost, and a second run that changes something."""
+
+    def rows_of(name):
+        return {"serving": [ROW], "acceptance": []}[name]
+
+    text = BLOCK + BLOCK.replace("serving", "acceptance")
+    once = render.fill(text, rows_of, ["serving", "acceptance"])
+    assert once.count("before") == once.count("after") == 2 and "old" not in once
+    assert "| 1.50 |" in once and "Nothing measured yet." in once
+    assert render.fill(once, rows_of, ["serving", "acceptance"]) == once
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        (BLOCK.replace("serving", "other"), "other"),
+        (BLOCK.replace("<!-- /table -->", ""), "no <!-- /table -->"),
+        (BLOCK.replace("<!-- /table -->", "") + BLOCK, "no <!-- /table -->"),
+    ],
+)
+def test_bad_blocks(text, says):
+    """Catches a block without an end that swallows the text up to the next one."""
+    with pytest.raises(render.RenderError, match=says):
+        render.fill(text, lambda _: [ROW], ["serving"])
+
+
+def test_render_and_check(monkeypatch, tmp_path):
+    """Catches a check that writes, and a link that only works from one folder."""
+    monkeypatch.setattr(render, "ROOT", tmp_path)
+    monkeypatch.setattr(render, "RESULTS", tmp_path / "benchmarks" / "results")
+    monkeypatch.setattr(render, "read", lambda _: [ROW])
+    monkeypatch.setattr(render, "known_tables", lambda: ["serving"])
+    readme, page = tmp_path / "README.md", tmp_path / "docs" / "speed.md"
+    page.parent.mkdir()
+    for path in (readme, page):
+        path.write_text(BLOCK)
+    assert render.render_all(check=True, plots=False) == 1
+    assert readme.read_text() == page.read_text() == BLOCK
+    assert render.render_all(check=False, plots=False) == 0
+    assert "](benchmarks/results/serving.jsonl)" in readme.read_text()
+    assert "](../benchmarks/results/serving.jsonl)" in page.read_text()
+    assert render.render_all(check=True, plots=False) == 0
+
+
+def test_rows_of_the_repository():
+    """Catches a results file with a line that is no row, or without its commit."""
+    for name in tables.known_tables():
+        for row in rows.read(f"{name}.jsonl"):
+            assert row.commit and row.date and row.sglang and row.command, name
+
+
+def test_plots(tmp_path):
+    """Catches files that differ although the rows do not, and a hidden simulation."""
+    pytest.importorskip("matplotlib")
+    from benchmarks.plotting import draw
+
+    imposed = replace(ROW, case="imposed", simulated_acceptance="trace")
+    first = draw({"serving": [ROW, imposed]}, tmp_path / "a")
+    second = draw({"serving": [ROW, imposed]}, tmp_path / "b")
+    assert [path.name for path in first] == ["serving.svg", "serving.png"]
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+    assert b"simulated acceptance: trace" in first[0].read_bytes()
+    assert draw({"serving": []}, tmp_path / "c") == []
