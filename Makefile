@@ -1,4 +1,4 @@
-# make setup | demo | test | test-long
+# make setup | demo | test | test-long | lint
 #
 # VENV=DIR reuses an environment that has the pinned SGLang; otherwise .venv is made here.
 # VERICACHE_CACHE=DIR holds the demo's model (default .cache).
@@ -28,7 +28,7 @@ STAMP := $(ENV)/.sglang-vericache-setup
 # The same kernel tests once more, through Triton's interpreter instead of the torch references.
 INTERPRETED_KERNELS = TRITON_INTERPRET=1 $(PY) -m pytest -m 'not gpu' tests/kernels
 
-.PHONY: setup demo test test-long FORCE
+.PHONY: setup demo test test-long lint FORCE
 
 setup: $(STAMP)
 
@@ -61,12 +61,25 @@ PYTEST := VERICACHE_REQUIRE_KVPRESS=1 $(PY) -m pytest
 demo: setup
 	$(PY) -m sglang_vericache demo
 
-test: setup
+# mypy follows folders, not the mapping of package-dir: this is the package as it is installed.
+TYPED := build/typed
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m benchmarks render --check
+	rm -rf $(TYPED) && mkdir -p $(TYPED)/sglang_vericache
+	ln -s $(CURDIR)/sglang_vericache/* $(CURDIR)/kernels $(TYPED)/sglang_vericache
+	ln -s $(CURDIR)/benchmarks $(TYPED)
+	cd $(TYPED) && $(abspath $(PY)) -m mypy --config-file $(CURDIR)/pyproject.toml \
+	  --cache-dir $(CURDIR)/.mypy_cache
+
+test: lint
 	$(PY) -m sglang_vericache.demo.model
 	$(PYTEST) -m 'not gpu and not long'
 	$(INTERPRETED_KERNELS)
 
-test-long: setup
+test-long: lint
 	$(PY) -m sglang_vericache.demo.model
 	$(PYTEST) -m 'not gpu'
 	$(INTERPRETED_KERNELS)

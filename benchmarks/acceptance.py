@@ -11,6 +11,7 @@ import argparse
 import inspect
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import requests
 from transformers import AutoTokenizer
@@ -86,7 +87,7 @@ def repeated_share(ids: list[int], width: int = 8) -> float:
 def run(server: Server, made: list[list[int]]) -> list[dict]:
     replies = []
     for ids in made:
-        body = {
+        body: dict[str, Any] = {
             "input_ids": ids,
             "sampling_params": {"temperature": 0, "max_new_tokens": OUTPUT_TOKENS},
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,7 +58,7 @@ class Timed:
         moved_bytes: that one call must read and write, each once.
     """
 
-    calls: list[Callable[[], object]]
+    calls: Sequence[Callable[[], object]]
     moved_bytes: int
 
 

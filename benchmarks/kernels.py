@@ -11,7 +11,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -54,7 +54,7 @@ ALTERNATIVES = {
 ROUNDS = (1, 2, 4)
 
 
-def time_us(calls: list[Callable[[], object]]) -> float:
+def time_us(calls: Sequence[Callable[[], object]]) -> float:
     """Microseconds of one call: the median over replays of a graph of many."""
     many = [calls[i % len(calls)] for i in range(CALLS_IN_GRAPH)]
     stream = torch.cuda.Stream()

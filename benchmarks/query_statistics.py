@@ -75,7 +75,7 @@ class Layer:
 
 def layers_of(model, ids: list[int]) -> Iterator[Layer]:
     """All layers after ``ids`` and the model's greedy answer."""
-    projected = [[] for _ in model.model.layers]
+    projected: list[list[torch.Tensor]] = [[] for _ in model.model.layers]
     hooks = [
         layer.self_attn.q_proj.register_forward_hook(lambda m, i, out, to=to: to.append(out[0]))
         for layer, to in zip(model.model.layers, projected, strict=True)
@@ -139,7 +139,8 @@ def main() -> None:
     options = parser.parse_args()
     path = prepare_model(default_cache_dir())
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    agreement, lost = defaultdict(list), defaultdict(list)
+    agreement: dict[str, list[float]] = defaultdict(list)
+    lost: dict[str, list[float]] = defaultdict(list)
     with torch.inference_mode():
         for ids in prompts(AutoTokenizer.from_pretrained(path)):
             rows = Budget(KEEP_RATIO, None).path_rows(len(ids))

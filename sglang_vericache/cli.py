@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from typing import Any, cast
 
 from sglang_vericache import PINNED_SGLANG, __version__
 
@@ -30,7 +31,7 @@ def check() -> int:
     from sglang_vericache import plugin
 
     found = plugin.installed_sglang()
-    rows = [("sglang-vericache", __version__, None)]
+    rows: list[tuple[str, str, str | None]] = [("sglang-vericache", __version__, None)]
     wanted = f"sglang=={PINNED_SGLANG}"
     rows.append((wanted, found or "-", None if found == PINNED_SGLANG else "another release"))
     if found == PINNED_SGLANG:
@@ -71,7 +72,7 @@ def compressors() -> int:
 
     table = [("name", "scope", "needs", "granularity", "parameters (default)", "source")]
     for name, scorer in SCORERS.items():
-        parameters = ", ".join(f"{f.name} ({f.default})" for f in fields(scorer)) or "-"
+        parameters = ", ".join(f"{f.name} ({f.default})" for f in fields(cast(Any, scorer))) or "-"
         needs = "+".join(sorted(scorer.needs)) or "-"
         table.append((name, scorer.scope, needs, scorer.granularity, parameters, scorer.paper))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]

@@ -57,7 +57,7 @@ class CompressorSpec:
         tail = ",".join(f"{key}={value}" for key, value in self.params.items())
         return f"{self.name}:{tail}" if tail else self.name
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         # A mappingproxy does not pickle, and the record travels to the scheduler process.
         return (_rebuild_spec, (self.name, dict(self.params)))
 

@@ -20,6 +20,10 @@ class VeriCacheMetricsReporter(SchedulerMetricsReporter):
     rounds only: a step in which a request decodes plainly or waits for its turn to verify is no
     attempt that failed."""
 
+    # Of the base class.
+    spec_num_forward_ct: int
+    spec_total_num_forward_ct: int
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.exporter = None

@@ -32,7 +32,7 @@ class VeriCacheCompletionResponse(CompletionResponse):
     sglext: VeriCacheExt | None = None
 
 
-_EXTENDED = {
+_EXTENDED: dict[type, Any] = {
     ChatCompletionResponse: VeriCacheChatResponse,
     CompletionResponse: VeriCacheCompletionResponse,
 }

@@ -149,7 +149,7 @@ class PrometheusExporter:
 
         self._labels = dict(labels)
         common = {} if registry is None else {"registry": registry}
-        kinds = {
+        kinds: dict[str, tuple[Any, dict[str, Any]]] = {
             "counter": (prometheus_client.Counter, {}),
             "gauge": (prometheus_client.Gauge, {"multiprocess_mode": "mostrecent"}),
             "histogram": (prometheus_client.Histogram, {"buckets": _round_bounds(horizon)}),
@@ -198,7 +198,7 @@ def _round_bounds(horizon: int) -> list[int]:
     return [bound for bound in _ROUND_BOUNDS if bound <= horizon + 1]
 
 
-def _observe(histogram: Any, value: int, times: int) -> None:
+def _observe(histogram: Any, value: int, times: float) -> None:
     """``observe(value)`` so many times at once, by the parts that it consists of, as SGLang does
     for its inter-token latency."""
     histogram._sum.inc(value * times)

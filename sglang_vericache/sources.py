@@ -160,8 +160,8 @@ def _json(text: str, where: str) -> Any:
 def _yaml(text: str, where: str) -> Any:
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node, deep=False):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             return _once([tuple(map(self.construct_object, pair)) for pair in node.value], where)
 
     try:

@@ -78,7 +78,7 @@ class ServingServer:
 
     def generate(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[dict[str, Any]]:
         """Greedy answers of exactly ``tokens`` tokens, all prompts in one batch."""
-        body = {
+        body: dict[str, Any] = {
             "input_ids": [list(prompt) for prompt in prompts],
             "sampling_params": {
                 "temperature": 0,

@@ -24,7 +24,7 @@ class Workspace:
         counters: ``[pairs]`` int32, zero between launches.
     """
 
-    def __init__(self, pairs: int, partial_rows: int, dim: int, device: torch.device) -> None:
+    def __init__(self, pairs: int, partial_rows: int, dim: int, device: torch.device | str) -> None:
         self.partial = torch.empty(partial_rows * dim, dtype=torch.float32, device=device)
         self.statistics = torch.empty(2 * partial_rows, dtype=torch.float32, device=device)
         self.counters = torch.zeros(pairs, dtype=torch.int32, device=device)

@@ -13,11 +13,12 @@ class PoolFormat(ABC):
     `encode` and `decode` are the reference: what a kernel writes must decode here, and what
     `encode` writes must be readable by a kernel.
 
-    Attributes:
-        name: how the configuration calls it.
     """
 
-    name: str
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """How the configuration calls it."""
 
     @abstractmethod
     def row_bytes(self, head_dim: int) -> int:
@@ -25,7 +26,7 @@ class PoolFormat(ABC):
 
     @abstractmethod
     def allocate(
-        self, layers: int, slots: int, heads: int, head_dim: int, device: torch.device
+        self, layers: int, slots: int, heads: int, head_dim: int, device: torch.device | str
     ) -> dict[str, torch.Tensor]:
         """Storage tensors, each ``[layers, slots, heads, ...]``, zero-filled.
 

@@ -22,14 +22,16 @@ class DenseFormat(PoolFormat):
     def row_bytes(self, head_dim: int) -> int:
         return 2 * head_dim * self.dtype.itemsize
 
-    def allocate(self, layers, slots, heads, head_dim, device):
+    def allocate(
+        self, layers: int, slots: int, heads: int, head_dim: int, device: torch.device | str
+    ) -> dict[str, torch.Tensor]:
         shape = (layers, slots, heads, head_dim)
         return {
             part: torch.zeros(shape, dtype=self.dtype, device=device) for part in ("keys", "values")
         }
 
-    def encode(self, keys, values):
+    def encode(self, keys: torch.Tensor, values: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"keys": keys.to(self.dtype), "values": values.to(self.dtype)}
 
-    def decode(self, stored):
+    def decode(self, stored: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         return stored["keys"], stored["values"]

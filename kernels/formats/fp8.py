@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -22,21 +21,25 @@ class Fp8Format(PoolFormat):
     Numbers beyond 448 saturate; rounding is to the nearest, ties to even. Stored as bytes.
     """
 
-    name: ClassVar[str] = "fp8_e4m3"
+    @property
+    def name(self) -> str:
+        return "fp8_e4m3"
 
     def row_bytes(self, head_dim: int) -> int:
         return 2 * head_dim
 
-    def allocate(self, layers, slots, heads, head_dim, device):
+    def allocate(
+        self, layers: int, slots: int, heads: int, head_dim: int, device: torch.device | str
+    ) -> dict[str, torch.Tensor]:
         shape = (layers, slots, heads, head_dim)
         return {
             part: torch.zeros(shape, dtype=STORED, device=device) for part in ("keys", "values")
         }
 
-    def encode(self, keys, values):
+    def encode(self, keys: torch.Tensor, values: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"keys": _saturating_cast(keys), "values": _saturating_cast(values)}
 
-    def decode(self, stored):
+    def decode(self, stored: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         return stored["keys"].view(E4M3).float(), stored["values"].view(E4M3).float()
 
 

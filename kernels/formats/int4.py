@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -33,13 +32,17 @@ class Int4Format(PoolFormat):
       8-byte load fetches them.
     """
 
-    name: ClassVar[str] = "int4"
+    @property
+    def name(self) -> str:
+        return "int4"
 
     def row_bytes(self, head_dim: int) -> int:
         _check(head_dim)
         return 2 * (head_dim // 4) * torch.int16.itemsize + 4 * torch.float16.itemsize
 
-    def allocate(self, layers, slots, heads, head_dim, device):
+    def allocate(
+        self, layers: int, slots: int, heads: int, head_dim: int, device: torch.device | str
+    ) -> dict[str, torch.Tensor]:
         _check(head_dim)
         padded = -(-slots // SLOT_MULTIPLE) * SLOT_MULTIPLE
 
@@ -53,7 +56,7 @@ class Int4Format(PoolFormat):
             "scales": zeros(4, torch.float16),
         }
 
-    def encode(self, keys, values):
+    def encode(self, keys: torch.Tensor, values: torch.Tensor) -> dict[str, torch.Tensor]:
         block = _check(keys.shape[-1])
         key_codes, key_scales = _quantise(rotate(keys, block))
         value_codes, value_scales = _quantise(rotate(values, block))
@@ -63,7 +66,7 @@ class Int4Format(PoolFormat):
             "scales": torch.cat([key_scales, value_scales], dim=-1),
         }
 
-    def decode(self, stored):
+    def decode(self, stored: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         block = _check(4 * stored["keys"].shape[-1])
         scales = stored["scales"].float()
         keys = scales[..., 1:2] + scales[..., 0:1] * unpack_codes(stored["keys"], block)
@@ -73,14 +76,14 @@ class Int4Format(PoolFormat):
 
 def pack_codes(codes: torch.Tensor, block: int) -> torch.Tensor:
     """``[..., D]`` int32 codes 0..15 -> ``[..., D / 4]`` int16, as described at Int4Format."""
-    first, second, third, fourth = codes.unflatten(-1, (-1, 4, block // 4)).unbind(-2)
+    first, second, third, fourth = torch.unflatten(codes, -1, (-1, 4, block // 4)).unbind(-2)
     words = first | (second << 4) | (third << 8) | (fourth << 12)
     return words.flatten(-2).to(torch.int16)
 
 
 def unpack_codes(words: torch.Tensor, block: int) -> torch.Tensor:
     """Inverse of `pack_codes`: ``[..., D / 4]`` int16 -> ``[..., D]`` float32."""
-    blocks = words.to(torch.int32).unflatten(-1, (-1, block // 4))
+    blocks = torch.unflatten(words.to(torch.int32), -1, (-1, block // 4))
     planes = [(blocks >> shift) & LARGEST_CODE for shift in (0, 4, 8, 12)]
     return torch.stack(planes, dim=-2).flatten(-3).float()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -87,7 +87,7 @@ class Scorer(ABC):
     granularity: ClassVar[Granularity]
 
     @property
-    def watch(self) -> Watch | None:
+    def watch(self) -> Watch[Any] | None:
         """What is to be seen of a prefill's queries; None without a need of that kind."""
         return None
 

@@ -112,11 +112,14 @@ class StatsWatch(Watch[QueryStats]):
         return max(start, SINK_TOKENS)
 
     def see(self, queries: torch.Tensor, start: int, rotary: Rotary | None) -> Moments:
+        assert rotary is not None, "undoes_rotary asks for it"
         total: Moments | None = None
-        for piece in queries.split(PIECE_TOKENS):
+        # Not Tensor.split, which has no types.
+        for piece in torch.split(queries, PIECE_TOKENS):
             moments = Moments.of(rotary.undo(piece, start), rotary.pairs)
             total = moments if total is None else total.then(moments)
             start += piece.shape[0]
+        assert total is not None, "a split has a piece even of nothing"
         return total
 
     def observation(self, parts: Sequence[Moments], start: int, end: int) -> QueryStats:

@@ -8,6 +8,7 @@ tests/unit/test_scorer_properties.py, which takes it from SCORERS.
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any, cast
 
 from sglang_vericache.compressors.base import Scorer
 from sglang_vericache.compressors.scorers.expected_attention import ExpectedAttention
@@ -34,7 +35,7 @@ def create_scorer(spec: CompressorSpec) -> Scorer:
         raise VeriCacheConfigError(
             f"{flag}: no compressor is called {spec.name!r}. Known: {', '.join(SCORERS)}."
         )
-    parameters = {f.name: f for f in fields(kind)}
+    parameters = {f.name: f for f in fields(cast(Any, kind))}  # every scorer is a dataclass
     values = {}
     for key, text in spec.params.items():
         if key not in parameters:
@@ -43,7 +44,7 @@ def create_scorer(spec: CompressorSpec) -> Scorer:
                 f"{flag}: {spec.name} has no parameter {key!r}. "
                 f"Known: {known or 'none, it takes no parameters'}."
             )
-        number = type(parameters[key].default)
+        number: Any = type(parameters[key].default)
         try:
             values[key] = number(text)
         except ValueError:

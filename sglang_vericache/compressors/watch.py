@@ -100,7 +100,7 @@ class Watch(ABC, Generic[Seen]):
             queries: ``[N, Hq, D]`` of the whole pass.
             rows: ``[sum(counts)]`` int64 rows of ``queries``, one request after the other.
         """
-        seen = queries[rows].split(list(counts))
+        seen = queries[rows].split_with_sizes(list(counts))
         return [self.see(part, start, rotary) for part, start in zip(seen, starts, strict=True)]
 
     @abstractmethod

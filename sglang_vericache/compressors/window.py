@@ -33,12 +33,13 @@ class QueryWindow(Observation):
     def count(self) -> int:
         return len(self.positions)
 
+    # Observation declares these two as attributes, which other observations store.
     @property
-    def start(self) -> int:
+    def start(self) -> int:  # type: ignore[override]
         return self.positions[0]
 
     @property
-    def end(self) -> int:
+    def end(self) -> int:  # type: ignore[override]
         return self.positions[-1] + 1
 
     @property
@@ -87,7 +88,7 @@ class WindowWatch(Watch[QueryWindow]):
         rotary: Rotary | None,
     ) -> list[torch.Tensor]:
         """Views of one copy: a copy for each of hundreds of requests would hold up every layer."""
-        return list(queries[rows].split(list(counts)))
+        return list(queries[rows].split_with_sizes(list(counts)))
 
     def observation(self, parts: Sequence[torch.Tensor], start: int, end: int) -> QueryWindow:
         return QueryWindow(torch.stack(list(parts)), tuple(range(start, end)), self.tokens)

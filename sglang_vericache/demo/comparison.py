@@ -31,7 +31,9 @@ def difference(reference: Record, ours: Record) -> str | None:
     """Where two outputs differ, in a sentence; None when they are the same."""
     if reference.text == ours.text and reference.output_ids == ours.output_ids:
         return None
-    unit, expected, got = "character", reference.text, ours.text
+    unit = "character"
+    expected: Sequence[Any] = reference.text
+    got: Sequence[Any] = ours.text
     if reference.output_ids is not None and ours.output_ids is not None:
         unit, expected, got = "token", reference.output_ids, ours.output_ids
     shared = 0
@@ -55,10 +57,12 @@ def problems(reference: Run, ours: Run) -> list[str]:
 
 def table(reference: Run, ours: Run) -> str:
     """One line a request, as text."""
-    head = ("request", "API", "prompt", "output", "identical", "tokens", "KV rows", "cached")
-    head += ("seconds",)
+    head = (
+        *("request", "API", "prompt", "output", "identical", "tokens", "KV rows", "cached"),
+        "seconds",
+    )
     units = ("", "", "tokens", "tokens", "", "a round", "read", "ref/ours", "ref/ours")
-    rows = [head, units]
+    rows: list[tuple[str, ...]] = [head, units]
     for a, b in zip(reference.records, ours.records, strict=True):
         draft = drafting(b)
         rows.append(
@@ -111,7 +115,7 @@ def as_json(reference: Run, ours: Run) -> dict[str, Any]:
         "problems": problems(reference, ours),
         "reference": asdict(reference),
         "vericache": asdict(ours),
-        "drafting": {record.name: drafting(record).describe() for record in ours.records},
+        "drafting": {record.name: record.counters for record in ours.records},
     }
 
 

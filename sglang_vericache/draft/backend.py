@@ -54,8 +54,8 @@ class DraftAttentionBackend(AttentionBackend):
         )
         if save_kv_cache and k is not None:
             shape = (-1, storage.heads, storage.head_dim)
-            new = (k.view(shape), v.view(shape), forward_batch.out_cache_loc)
-            output = append_and_attend(query, *new, *view)
+            slots = forward_batch.out_cache_loc
+            output = append_and_attend(query, k.view(shape), v.view(shape), slots, *view)
         else:
             output = draft_attention(query, *view)
         return output.view(-1, layer.tp_q_head_num * layer.v_head_dim)

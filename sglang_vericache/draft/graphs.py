@@ -47,7 +47,8 @@ class DraftGraphs:
 
     def _capture(self, size: int, pool, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
         # Targets are 0: nothing moves while warming up, and all writes go to padding.
-        self.step.load(*[self.step.requests[:0]] * 6, size)
+        none = self.step.requests[:0]
+        self.step.load(none, none, none, none, none, none, size)
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
                 self.step.advance(size)

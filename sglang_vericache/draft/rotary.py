@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from sglang.srt.layers.rotary_embedding import RotaryEmbedding
@@ -22,7 +23,7 @@ class ModelRotary(Sequence[Rotary]):
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._modules = []
+        self._modules: list[Any] = []
         for layer_id, module in _rotary_modules(model):
             if not looks_up_one_table(module):
                 raise VeriCacheConfigError(
@@ -37,21 +38,21 @@ class ModelRotary(Sequence[Rotary]):
     def __len__(self) -> int:
         return len(self._modules)
 
-    def __getitem__(self, layer: int) -> Rotary:
+    def __getitem__(self, layer: int) -> Rotary:  # type: ignore[override]  # nobody slices it
         module = self._modules[layer]
         return Rotary(module.cos_sin_cache, interleaved=not module.is_neox_style)
 
 
 def _rotary_modules(model: torch.nn.Module) -> list[tuple[int, torch.nn.Module | None]]:
     """(layer id, the embedding beside the attention), in the order of layers."""
-    found = {}
+    found: dict[int, torch.nn.Module | None] = {}
     for module in model.modules():
         for child in module.children():
             if type(child).__name__ == "RadixAttention":
                 beside = getattr(module, "rotary_emb", None) or getattr(
                     module, "rotary_pos_emb", None
                 )
-                found[child.layer_id] = beside
+                found[cast(int, child.layer_id)] = beside
     return sorted(found.items())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
@@ -38,7 +39,7 @@ def spread_output(
     ):
         values = getattr(output, name)
         if values:
-            placed = [absent] * batch_size
+            placed: list[Any] = [absent] * batch_size
             for i, value in zip(indices, values, strict=True):
                 placed[i] = value
             setattr(spread, name, placed)

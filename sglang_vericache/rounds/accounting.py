@@ -31,7 +31,9 @@ class StepAccount:
         self.states, self.committed, self.reasons, self.plan = states, committed, reasons, plan
         self.counters = [DraftCounters() for _ in states]
         for i in plan.plain:
-            self.counters[i].plain[reasons[i]] += 1
+            reason = reasons[i]
+            assert reason is not None, "a request that could draft is not decoded plainly"
+            self.counters[i].plain[reason] += 1
             self.counters[i].full_rows_read += committed[i] + 1
         for i, drafted in plan.verify:
             self.counters[i].rounds += 1
@@ -43,6 +45,7 @@ class StepAccount:
         for i, count in work:
             state, committed = self.states[i], self.committed[i]
             view = state.view
+            assert view is not None, "nothing drafts without a view"
             tail = view.tail_tokens(committed) + state.drafted
             first = view.span_rows + tail + 1
             self.counters[i].draft_rows_read += count * first + count * (count - 1) // 2

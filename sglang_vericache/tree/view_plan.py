@@ -85,11 +85,12 @@ def plan_view(path: Sequence[PathNode], end: int, budget: Budget, scope: Scope) 
         chain = _chain(path[:depth])
         if chain is None or chain[-1].end > end:
             continue
-        if not all(node.span.budget.keeps_at_least(budget, end) for node in chain):
+        spans = [node.span for node in chain if node.span is not None]
+        if not all(span.budget.keeps_at_least(budget, end) for span in spans):
             continue
-        widest = max((node.span.budget for node in chain), key=lambda b: b.asked_rows(end))
-        covered, rows = chain[-1].end, sum(node.span.rows for node in chain)
-        share = max(REUSE_SHARE[node.span.scope] for node in chain)
+        widest = max((span.budget for span in spans), key=lambda b: b.asked_rows(end))
+        covered, rows = chain[-1].end, sum(span.rows for span in spans)
+        share = max(REUSE_SHARE[span.scope] for span in spans)
         builds = _build_after(path, covered, end, widest)
         rows += sum(build.rows for build in builds)
         if covered >= share * end and rows <= widest.limit_rows(end):

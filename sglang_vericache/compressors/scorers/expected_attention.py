@@ -52,6 +52,8 @@ class ExpectedAttention(Scorer):
 
     def score(self, inputs: ScoreInputs) -> torch.Tensor:
         rotary, stats = inputs.rotary, inputs.query_stats
+        assert rotary is not None and stats is not None  # see `needs`
+        assert inputs.values is not None and inputs.path_end is not None
         turned = turn_back(
             rotary.canonical(inputs.keys.float()), *rotary.average(inputs.path_end, self.future)
         )  # R'k, [T, H, D]

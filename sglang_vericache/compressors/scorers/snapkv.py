@@ -16,7 +16,7 @@ from sglang_vericache.compressors.base import (
     ScoreInputs,
     Scorer,
 )
-from sglang_vericache.compressors.window import WindowWatch
+from sglang_vericache.compressors.window import QueryWindow, WindowWatch
 from sglang_vericache.kernels.score_window import score_window
 
 
@@ -51,6 +51,7 @@ class SnapKV(Scorer):
         return WindowWatch(self.window)
 
     def score(self, inputs: ScoreInputs) -> torch.Tensor:
+        assert inputs.queries is not None and inputs.query_positions is not None  # see `needs`
         keys, queries = inputs.keys.float(), inputs.queries.float()
         tokens, heads, dim = keys.shape
         observed = queries.shape[0]
@@ -63,6 +64,7 @@ class SnapKV(Scorer):
 
     def score_layers(self, path: PathKeys) -> torch.Tensor:
         window = path.observation
+        assert isinstance(window, QueryWindow)  # what `watch` makes
         return self._smooth(
             score_window(
                 window.queries,

@@ -16,7 +16,7 @@ import types
 
 import torch
 
-__path__: list[str] = []
+__path__: list[str] = []  # type: ignore[no-redef]  # a package without folders
 
 
 class MissingKernel:
@@ -82,7 +82,7 @@ class _Submodules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
                 raise AttributeError(name)
             return MissingKernel(f"{spec.name}.{name}")
 
-        module.__getattr__ = missing
+        module.__getattr__ = missing  # type: ignore[method-assign]  # PEP 562
         return module
 
     def exec_module(self, module) -> None:
