@@ -80,6 +80,7 @@ class VeriCacheWorker(BaseSpecWorker):
         self.drafting = True
         self.settled = DraftCounters()  # of the step whose yields came last
         self._accounts: deque[StepAccount] = deque()
+        self._opened: list[tuple[DraftView, int]] = []  # in this step, with committed tokens
         self._step = 0
 
     @property
@@ -197,6 +198,9 @@ class VeriCacheWorker(BaseSpecWorker):
             self._prepare(req, state, length, choice)
             for req, state, length in zip(batch.reqs, states, committed, strict=True)
         ]
+        with self.phases("build"):
+            self.views.fill_tails(self._opened)
+        self._opened = []
         plan = self._plan(batch, states, reasons, committed, choice.horizon)
         account = StepAccount(states, committed, reasons, plan)
 
@@ -256,8 +260,7 @@ class VeriCacheWorker(BaseSpecWorker):
         if state.view is None or not self._reserve(state.view, committed):
             return self._without_memory(state)
         self.capture.forget(req.rid)
-        with self.phases("build"):
-            self.views.fill_tail(state.view, committed)
+        self._opened.append((state.view, committed))
         return None
 
     def _fold(self, view: DraftView, committed: int) -> bool:
@@ -386,14 +389,8 @@ class VeriCacheWorker(BaseSpecWorker):
         }
         if self.requests is None:
             return status
-        spans = self.tree_cache.spans
         return status | {
-            "spans": {
-                "owned": len(spans),
-                "owned_tokens": spans.rows,
-                "observation_bytes": spans.observation_bytes,
-                **vars(spans.counters),
-            },
+            "spans": self.tree_cache.spans.describe(),
             "requests": len(self.requests),
             "totals": self.requests.total.describe(self.row_bytes)
             | {"draft_rows_limit_exceeded": self.requests.total.draft_rows_limit_exceeded},
