@@ -14,6 +14,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from sglang_vericache.compressors.base import ScoreInputs, Scorer
 from sglang_vericache.compressors.registry import SCORERS
 from sglang_vericache.config import VeriCacheConfig
 from sglang_vericache.flags import CONFIG_HELP, FLAGS, SWITCH_HELP
@@ -121,9 +122,7 @@ def span_counters() -> str:
 
 
 def metrics() -> str:
-    rows = [
-        (code(m.full_name), m.kind, code(m.label) if m.label else "", m.help) for m in METRICS
-    ]
+    rows = [(code(m.full_name), m.kind, code(m.label) if m.label else "", m.help) for m in METRICS]
     return table(("metric", "kind", "own label", "meaning"), rows)
 
 
@@ -148,6 +147,18 @@ def compressor_parameters() -> str:
             if f.default is not MISSING
         ]
     return table(("parameter and its default", "meaning"), rows)
+
+
+def declarations() -> str:
+    return table(
+        ("class variable", "meaning"),
+        [(code(k), text) for k, text in attributes_of(Scorer).items()],
+    )
+
+
+def score_inputs() -> str:
+    rows = [(code(k), text) for k, text in attributes_of(ScoreInputs).items()]
+    return table(("field", "meaning"), rows)
 
 
 def _first_sentence(scorer: type) -> str:
@@ -244,6 +255,8 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "metrics": metrics,
     "compressors": compressors,
     "compressor-parameters": compressor_parameters,
+    "declarations": declarations,
+    "score-inputs": score_inputs,
     "speed": speed,
     "exactness": exactness,
     "selection": selection,
