@@ -171,29 +171,27 @@ def _paper(text: str) -> str:
 
 
 def speed() -> str:
+    """Every row with its spread, all its flags and where it is from: a ratio alone misleads."""
     rows = [
         (
             row["case"],
             row["model"],
             row["gpu"],
-            code(_own_flags(row["flags"]) or "no settings"),
             f"{row['baseline']:,.0f}",
             f"{row['value']:,.0f}",
             f"{row['value'] / row['baseline']:.2f}",
             row["tokens_per_round"] or "",
+            html.escape(row["note"]).replace("|", "&#124;"),
+            code(row["flags"]),
+            f"{row['commit']}, {row['date']}",
         )
         for row in rows_of("decode_rate")
         if row["baseline"]
     ]
     if not rows:
         return "No row holds a speed yet."
-    head = ("case", "model", "device", "settings", "without, tokens/s", "with", "ratio")
-    return table((*head, "tokens a round"), rows)
-
-
-def _own_flags(flags: str) -> str:
-    words = re.findall(r"--vericache\S+(?: (?!--)\S+)?", flags)
-    return " ".join(words)
+    head = ("case", "model", "device", "without, tokens/s", "with", "ratio", "tokens a round")
+    return table((*head, "repetitions and outputs", "flags", "commit and date"), rows)
 
 
 def exactness() -> str:
@@ -202,7 +200,7 @@ def exactness() -> str:
             row["case"],
             row["model"],
             row["gpu"],
-            code(_own_flags(row["flags"]) or "no settings"),
+            code(row["flags"]),
             f"{row['value']:g} of {row['baseline']:g}",
             row["mismatches"],
             row["near_ties"],
@@ -211,7 +209,7 @@ def exactness() -> str:
     ]
     if not rows:
         return "No row holds such a comparison yet."
-    head = ("case", "model", "device", "settings", "identical", "mismatches", "near ties")
+    head = ("case", "model", "device", "flags", "identical", "mismatches", "near ties")
     return table(head, rows)
 
 

@@ -98,7 +98,7 @@ def test_every_section_is_shown():
 
 
 def test_rows(tmp_path, monkeypatch):
-    """Catches rows that are shown only where they look good, and a missing folder of rows."""
+    """Catches a ratio without its spread, or without a flag that explains it; a missing folder."""
     monkeypatch.setattr(generate, "ROOT", tmp_path)
     assert generate.speed().startswith("No row") and generate.exactness().startswith("No row")
     results = tmp_path / "benchmarks" / "results"
@@ -110,12 +110,16 @@ def test_rows(tmp_path, monkeypatch):
         "baseline": 200.0,
         "model": "m",
         "gpu": "g",
-        "flags": "--x 1 --enable-vericache --vericache-horizon 8 --y 2",
+        "flags": "--enable-metrics --enable-vericache --vericache-horizon 8",
         "tokens_per_round": 3.5,
+        "note": "2 repetitions (40-60)",
+        "commit": "abc",
+        "date": "2026-01-01",
     }
     (results / "a.jsonl").write_text(json.dumps(row) + "\n")
     last = generate.speed().splitlines()[-1]
-    assert last == "| c | m | g | <code>--vericache-horizon 8</code> | 200 | 50 | 0.25 | 3.5 |"
+    assert last.startswith("| c | m | g | 200 | 50 | 0.25 | 3.5 | 2 repetitions (40-60) |")
+    assert row["flags"] in last and "abc, 2026-01-01" in last
 
 
 def test_example_compressor(monkeypatch):
