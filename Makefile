@@ -1,4 +1,4 @@
-# make setup | demo | test | test-long | lint
+# make setup | demo | test | test-long | lint | docs
 #
 # VENV=DIR reuses an environment that has the pinned SGLang; otherwise .venv is made here.
 # VERICACHE_CACHE=DIR holds the demo's model (default .cache).
@@ -24,11 +24,12 @@ endif
 
 PY := $(ENV)/bin/python
 STAMP := $(ENV)/.sglang-vericache-setup
+DOCS_STAMP := $(ENV)/.sglang-vericache-docs
 
 # The same kernel tests once more, through Triton's interpreter instead of the torch references.
 INTERPRETED_KERNELS = TRITON_INTERPRET=1 $(PY) -m pytest -m 'not gpu' tests/kernels
 
-.PHONY: setup demo test test-long lint FORCE
+.PHONY: setup demo test test-long lint docs FORCE
 
 setup: $(STAMP)
 
@@ -83,3 +84,11 @@ test-long: lint
 	$(PY) -m sglang_vericache.demo.model
 	$(PYTEST) -m 'not gpu'
 	$(INTERPRETED_KERNELS)
+
+# Some pages are read from the code, so they are built where it can be imported.
+$(DOCS_STAMP): $(STAMP)
+	$(PY) -m pip install --editable '.[docs]'
+	@touch $@
+
+docs: $(DOCS_STAMP)
+	$(PY) -m mkdocs build --strict --clean

@@ -31,7 +31,7 @@ from sglang_vericache.config import SINK_TOKENS
 from sglang_vericache.demo.model import default_cache_dir, prepare_model
 
 KEEP_RATIO = 0.2
-WHOLE, OURS = "whole covariance", "within rotated pairs (ours)"
+WHOLE, OURS = "whole covariance", "within rotated pairs (covariance=1)"
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def selections(layer: Layer) -> Iterator[tuple[str, torch.Tensor]]:
     yield WHOLE, scores(layer, queries.mean(0), covariance)
     yield "whole, pooled over a kv head", scores(layer, queries.mean(0), pooled)
     moments = Moments.of(queries, layer.rotary.pairs)
-    yield OURS, ExpectedAttention().score(layer.inputs(query_stats=moments))
+    yield OURS, ExpectedAttention(covariance=1).score(layer.inputs(query_stats=moments))
     yield "mean only", scores(layer, queries.mean(0), torch.zeros_like(covariance))
     places = torch.arange(layer.prompt)[-64:]
     window = {"queries": layer.queries[places], "query_positions": places}

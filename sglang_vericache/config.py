@@ -14,6 +14,7 @@ SINK_TOKENS = 4
 RECENT_TOKENS = 64
 
 # Names of kernels.formats.FORMATS, which importing would bring torch with it.
+HORIZON_POLICIES = ("auto", "adaptive", "fixed")
 DRAFT_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8_e4m3", "int4")
 
 _MEMORY_UNITS = {"": 1 << 30, "GIB": 1 << 30, "MIB": 1 << 20, "KIB": 1 << 10}
@@ -75,6 +76,8 @@ class VeriCacheConfig:
         keep_ratio: fraction of a path's tokens that its spans keep; None when keep_tokens is set.
         keep_tokens: tokens that the spans of one path keep in all; None when keep_ratio is set.
         horizon: draft tokens per round (k); a verify pass reads k + 1 tokens.
+        horizon_policy: "adaptive" chooses among horizons up to that one, plain decoding included,
+            by measured tokens a second; "fixed" keeps to it; "auto" is adaptive on a GPU.
         draft_dtype: pool format of the compressed KV; "auto" keeps the model's.
         draft_memory_bytes: size of the draft pool; None means sized from the main pool.
         min_context_tokens: shorter contexts are decoded plainly.
@@ -88,6 +91,7 @@ class VeriCacheConfig:
     keep_ratio: float | None = 0.2
     keep_tokens: int | None = None
     horizon: int = 16
+    horizon_policy: str = "auto"
     draft_dtype: str = "auto"
     draft_memory_bytes: int | None = None
     min_context_tokens: int = 512

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from sglang_vericache.config import (
     DRAFT_DTYPES,
+    HORIZON_POLICIES,
     CompressorSpec,
     VeriCacheConfig,
     VeriCacheConfigError,
@@ -73,13 +74,16 @@ def _number(kind: type, name: str) -> Callable[[Any], Any]:
     return convert
 
 
-def _format_name(value: Any) -> str:
-    name = str(value).strip().lower()
-    if name not in DRAFT_DTYPES:
-        raise VeriCacheConfigError(
-            f"--vericache-draft-dtype {value!r} is unknown. Accepted: {', '.join(DRAFT_DTYPES)}."
-        )
-    return name
+def _one_of(name: str, accepted: Sequence[str]) -> Callable[[Any], str]:
+    def convert(value: Any) -> str:
+        text = str(value).strip().lower()
+        if text not in accepted:
+            raise VeriCacheConfigError(
+                f"{option_of(name)} {value!r} is unknown. Accepted: {', '.join(accepted)}."
+            )
+        return text
+
+    return convert
 
 
 def _integer_flag(name: str, config_field: str, help: str) -> Flag:
@@ -111,9 +115,17 @@ FLAGS: tuple[Flag, ...] = (
         "vericache_horizon", "horizon", "Tokens drafted before each verification (default 16)."
     ),
     Flag(
+        "vericache_horizon_policy",
+        "horizon_policy",
+        _one_of("vericache_horizon_policy", HORIZON_POLICIES),
+        "|".join(HORIZON_POLICIES),
+        "Choose the horizon by measured speed, plain decoding included, or keep to it (default "
+        "auto: adaptive on a GPU).",
+    ),
+    Flag(
         "vericache_draft_dtype",
         "draft_dtype",
-        _format_name,
+        _one_of("vericache_draft_dtype", DRAFT_DTYPES),
         "|".join(DRAFT_DTYPES),
         "How the compressed caches are stored (default auto: as the KV pool).",
     ),

@@ -17,6 +17,7 @@ AWAITS_CHECKPOINT = "awaits_checkpoint"
 ENDED = "ended"
 DISABLED_BY_REQUEST = "disabled_by_request"
 SWITCHED_OFF = "switched_off"
+PLAIN_IS_FASTER = "plain_is_faster"
 
 
 def validate_server(settings: Any) -> str | None:

@@ -34,6 +34,8 @@ from sglang_vericache.plugin import applied_hooks
 from sglang_vericache.pool.sizing import create_pool, create_rows, main_row_bytes
 from sglang_vericache.request_options import options_of
 from sglang_vericache.rounds.accounting import StepAccount
+from sglang_vericache.rounds.controller import PLAIN
+from sglang_vericache.rounds.pace import Choice, create_pace
 from sglang_vericache.rounds.policy import Candidate, RoundPlan, plan_step
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.requests import RunningRequests
@@ -41,6 +43,7 @@ from sglang_vericache.support import (
     AWAITS_CHECKPOINT,
     END_OF_OUTPUT,
     NO_DRAFT_MEMORY,
+    PLAIN_IS_FASTER,
     SHORT_CONTEXT,
     SWITCHED_OFF,
     draft_obstacle,
@@ -77,6 +80,7 @@ class VeriCacheWorker(BaseSpecWorker):
         self.drafting = True
         self.settled = DraftCounters()  # of the step whose yields came last
         self._accounts: deque[StepAccount] = deque()
+        self._opened: list[tuple[DraftView, int]] = []  # in this step, with committed tokens
         self._step = 0
 
     @property
@@ -93,6 +97,7 @@ class VeriCacheWorker(BaseSpecWorker):
         self.pool = create_pool(self.config, main, req_to_token_pool.size)
         self.rows = create_rows(self.config, req_to_token_pool.req_to_token)
         self.row_bytes = RowBytes(self.pool.storage.row_bytes, main_row_bytes(main))
+        self.pace = create_pace(self.config, torch.device(self.pool.device).type == "cuda")
         self.phases = PhaseClock(self.pool.device, get_observability().enable_metrics)
         rows = req_to_token_pool.req_to_token.shape[0]
         self.drafts = torch.zeros(
@@ -164,6 +169,7 @@ class VeriCacheWorker(BaseSpecWorker):
         return self._extend(batch, on_publish)
 
     def _extend(self, batch: ScheduleBatch, on_publish) -> GenerationBatchResult:
+        self.pace.interrupt()
         with self.capture.during(self._capture_ranges(batch)):
             result = self.target_worker.forward_batch_generation(batch)
         result.new_seq_lens = batch.seq_lens
@@ -186,12 +192,16 @@ class VeriCacheWorker(BaseSpecWorker):
     def _decode(self, batch: ScheduleBatch, on_publish) -> GenerationBatchResult:
         pending = batch.spec_info.bonus_tokens
         committed = batch.seq_lens_cpu.tolist()
+        choice = self.pace.begin(committed)
         states = self.requests.of(batch, committed)
         reasons = [
-            self._prepare(req, state, length)
+            self._prepare(req, state, length, choice)
             for req, state, length in zip(batch.reqs, states, committed, strict=True)
         ]
-        plan = self._plan(batch, states, reasons, committed)
+        with self.phases("build"):
+            self.views.fill_tails(self._opened)
+        self._opened = []
+        plan = self._plan(batch, states, reasons, committed, choice.horizon)
         account = StepAccount(states, committed, reasons, plan)
 
         # SGLang's own path sets this in TpModelWorker; ours goes past it to the model runner.
@@ -212,21 +222,24 @@ class VeriCacheWorker(BaseSpecWorker):
         self._accounts.append(account)
         return emission.result(batch, on_publish)
 
-    def _prepare(self, req: Req, state: RequestState, committed: int) -> str | None:
+    def _prepare(self, req: Req, state: RequestState, committed: int, choice: Choice) -> str | None:
         """Give a request its draft view, or say why this step decodes it plainly."""
         if state.obstacle is not None:
             return state.obstacle
         if not self.drafting:
             return SWITCHED_OFF
+        plain = choice.horizon == PLAIN
+        if plain and choice.lasting:
+            self._close_view(state)
         if state.view is None:
-            return self._open_view(req, state, committed)
+            return PLAIN_IS_FASTER if plain else self._open_view(req, state, committed)
         long_tail = state.view.tail_tokens(committed) > self.config.fold_tail_tokens
         folds = state.drafted == 0 and long_tail
         if folds and not self._fold(state.view, committed):
             return self._without_memory(state)
         if not self._reserve(state.view, committed):
             return self._without_memory(state)
-        return None
+        return PLAIN_IS_FASTER if plain else None
 
     def _open_view(self, req: Req, state: RequestState, committed: int) -> str | None:
         if committed < self.config.min_context_tokens:
@@ -240,14 +253,14 @@ class VeriCacheWorker(BaseSpecWorker):
         fresh = committed - state.prompt_tokens <= RECENT_TOKENS
         shareable = fresh and state.prompt_tokens >= self.config.min_context_tokens
         end = state.prompt_tokens if shareable else committed
+        self.pace.unusual()
         path, seen = self.tree_cache.path_of(req), self.capture.observation(req.rid)
         with self.phases("build"):
             state.view = self.views.open(state.row, path, end, seen, state.budget)
         if state.view is None or not self._reserve(state.view, committed):
             return self._without_memory(state)
         self.capture.forget(req.rid)
-        with self.phases("build"):
-            self.views.fill_tail(state.view, committed)
+        self._opened.append((state.view, committed))
         return None
 
     def _fold(self, view: DraftView, committed: int) -> bool:
@@ -273,18 +286,20 @@ class VeriCacheWorker(BaseSpecWorker):
         states: Sequence[RequestState],
         reasons: list[str | None],
         committed: Sequence[int],
+        horizon: int,
     ) -> RoundPlan:
         candidates = []
         for i, (req, state) in enumerate(zip(batch.reqs, states, strict=True)):
             # Not from output_ids, which trail by a step under overlap scheduling.
             produced = committed[i] + 1 - len(req.origin_input_ids)
             remaining = req.sampling_params.max_new_tokens - produced
-            room = min(state.horizon, remaining - 1, self.max_position - committed[i])
+            most = min(state.horizon, horizon)
+            room = min(most, remaining - 1, self.max_position - committed[i])
             if reasons[i] is None and room <= 0:
                 reasons[i] = END_OF_OUTPUT
             candidates.append(Candidate(i, reasons[i] is None, state.drafted, room, state.group))
         self._step += 1
-        return plan_step(candidates, self._step, self.config.horizon, self.config.stagger_groups)
+        return plan_step(candidates, self._step, horizon, self.config.stagger_groups)
 
     def _verify(self, batch, states, prepared: PreparedVerify, emission: Emission) -> None:
         index = prepared.index
@@ -333,6 +348,7 @@ class VeriCacheWorker(BaseSpecWorker):
         """SGLang read a step's yields back; results come in the order of the steps."""
         account = self._accounts.popleft()
         self.settled = account.settle(num_correct_drafts_per_req, self.requests.total)
+        self.pace.settle(sum(num_correct_drafts_per_req))
 
     def switch_drafting(self, on: bool) -> None:
         """Between steps: running requests go on plainly, or draft again, from the next one."""
@@ -368,18 +384,13 @@ class VeriCacheWorker(BaseSpecWorker):
                 "format": self.pool.storage.format.name,
             },
             "phase_seconds": dict(self.phases.seconds),
+            "horizons": self.pace.describe(),
             "hooks": applied_hooks(),
         }
         if self.requests is None:
             return status
-        spans = self.tree_cache.spans
         return status | {
-            "spans": {
-                "owned": len(spans),
-                "owned_tokens": spans.rows,
-                "observation_bytes": spans.observation_bytes,
-                **vars(spans.counters),
-            },
+            "spans": self.tree_cache.spans.describe(),
             "requests": len(self.requests),
             "totals": self.requests.total.describe(self.row_bytes)
             | {"draft_rows_limit_exceeded": self.requests.total.draft_rows_limit_exceeded},

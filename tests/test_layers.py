@@ -36,7 +36,7 @@ FREE_OF_SGLANG = (
     *("phase_clock.py", "prometheus.py"),
     *("pool/allocator.py", "pool/rows.py", "pool/span.py", "pool/sizing.py"),
     *("tree/view_plan.py", "tree/span_table.py", "tree/view.py", "tree/view_builder.py"),
-    *("rounds/policy.py", "rounds/stagger.py"),
+    *("rounds/policy.py", "rounds/controller.py", "rounds/pace.py", "rounds/stagger.py"),
     *("verify/accept.py", "verify/token_picker.py"),
 )
 

@@ -26,6 +26,15 @@ class SpanTable:
         self._observations: dict[int, Observation] = {}
         self._clock = 0
 
+    def describe(self) -> dict[str, int]:
+        """For the info endpoint."""
+        return {
+            "owned": len(self),
+            "owned_tokens": self.rows,
+            "observation_bytes": self.observation_bytes,
+            **vars(self.counters),
+        }
+
     def __len__(self) -> int:
         return len(self._spans)
 

@@ -183,20 +183,26 @@ class ViewBuilder:
         view.tail.append(slots)
         return True
 
-    def fill_tail(self, view: DraftView, committed: int) -> None:
-        """Copy the exact KV of the tokens after the spans into the tail.
+    def fill_tails(self, views: Sequence[tuple[DraftView, int]]) -> None:
+        """Copy the exact KV of the tokens after the spans into the tails.
 
-        Precondition: `reserve` gave it room for them.
+        Args:
+            views: (view, committed tokens of its request).
+
+        Precondition: `reserve` gave each tail room for them.
         """
-        start = view.tail_start
-        if committed > start:
-            commit_rows(
-                self.full.keys,
-                self.full.values,
-                self.full.slots(view.row, start, committed),
-                self.pool.storage,
-                torch.cat(view.tail)[: committed - start],
-            )
+        behind = [(view, committed) for view, committed in views if committed > view.tail_start]
+        if not behind:
+            return
+        sources = [self.full.slots(view.row, view.tail_start, end) for view, end in behind]
+        targets = [torch.cat(view.tail)[: end - view.tail_start] for view, end in behind]
+        commit_rows(
+            self.full.keys,
+            self.full.values,
+            torch.cat(sources),
+            self.pool.storage,
+            torch.cat(targets),
+        )
 
     def adopt(self, view: DraftView, path: Sequence[PathNode]) -> None:
         """Let nodes that have come into being own the private spans that end where they end."""

@@ -15,6 +15,7 @@ from servers import server
 
 pytestmark = pytest.mark.e2e
 
+ADAPTIVE_PHASES = ("together", "shared", "turn2", "streams", "features")
 # The share of decode tokens that must come from rounds, and the drafts that must stand in one.
 LEAST_ROUND_SHARE, LEAST_ACCEPTED = 0.8, 2.0
 
@@ -107,6 +108,19 @@ def test_tiny_compressors(tiny_reference, logs, compressor):
     else:
         assert scored[0] > 0 and scored[1] > 0 and spans["observation_bytes"] > 0
         assert sum(scored) == spans["built"]
+
+
+def test_adaptive_horizon(tiny_reference, logs):
+    """Horizons that change while requests run, views closed and opened again."""
+    reference = replace(
+        tiny_reference,
+        phases=lambda base: (p for p in tiny_reference.phases(base) if p.name in ADAPTIVE_PHASES),
+    )
+    flags = ("--vericache-horizon", "8", "--vericache-horizon-policy", "adaptive")
+    _, verdict, status = run_ours(reference, logs / "adaptive.log", flags)
+    assert not verdict.mismatches, "\n".join(verdict.mismatches)
+    assert verdict.rounds > 0 and verdict.accepted > 0
+    assert any("0" in rates and "8" in rates for rates in status["horizons"].values())
 
 
 def test_without_overlap_scheduling(tiny_model, logs):

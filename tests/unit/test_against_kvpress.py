@@ -14,7 +14,6 @@ import pytest
 import torch
 from score_fakes import THETA, inputs_of, make_rotary, rotate
 
-from sglang_vericache.compressors.query_stats import Moments
 from sglang_vericache.compressors.registry import SCORERS
 from sglang_vericache.compressors.scorers.expected_attention import ExpectedAttention
 from sglang_vericache.compressors.scorers.keydiff import KeyDiff
@@ -165,7 +164,7 @@ def test_expected_attention_without_covariance(tokens, heads, group, dim, future
     """Any queries: the mean, its rotation, the softmax and the values."""
     case = Case.make(tokens, heads, group, dim)
     press = ExpectedAttentionPress(n_future_positions=future, use_covariance=False)
-    ours = case.ours(_MeanOnly(future=future))
+    ours = case.ours(ExpectedAttention(future=future))
     assert_close(ours[:, SINKS:], case.theirs(press)[:, SINKS:], WEIGHTS)
 
 
@@ -177,7 +176,7 @@ def test_expected_attention(tokens, heads, group, dim, future):
     case = Case.make(tokens, heads, group, dim)
     case.before[SINKS:] = paired_queries(tokens - SINKS, heads * group, dim)
     press = ExpectedAttentionPress(n_future_positions=future)
-    ours = case.ours(ExpectedAttention(future=future))
+    ours = case.ours(ExpectedAttention(future=future, covariance=1))
     theirs = case.theirs(press)[:, SINKS:]
     assert_close(ours[:, SINKS:], theirs, WEIGHTS)
     without = case.theirs(ExpectedAttentionPress(n_future_positions=future, use_covariance=False))[
@@ -199,13 +198,3 @@ def paired_queries(count: int, heads: int, dim: int) -> torch.Tensor:
         mean = torch.randn(dim, dtype=torch.float64)
         queries.append(torch.cat([a * first, b * first + c * second], dim=-1) + mean)
     return torch.stack(queries, dim=1).float()
-
-
-class _MeanOnly(ExpectedAttention):
-    """With the spread of the queries left out."""
-
-    def score(self, inputs):
-        stats = inputs.query_stats
-        zero = [torch.zeros_like(x) for x in (stats.variance, stats.cross)]
-        moments = Moments(stats.count, stats.mean, *zero)
-        return super().score(inputs.__class__(**{**vars(inputs), "query_stats": moments}))

@@ -77,7 +77,7 @@ def test_formula(tokens, heads, group, dim, rotary_dim, scale, interleaved):
     positions = torch.arange(tokens)
     keys = rotate(torch.randn(tokens, heads, dim) + torch.randn(heads, dim), positions, rotary)
     values = torch.randn(tokens, heads, dim) * torch.linspace(0.5, 2, tokens)[:, None, None]
-    scorer = ExpectedAttention(future=17)
+    scorer = ExpectedAttention(future=17, covariance=1)
     inputs = inputs_of(scorer, keys, values, rotate(before, positions, rotary), rotary, [9, 10])
     wanted = formula(keys, values, before, rotary, 17, dim**-0.5)
     np.testing.assert_allclose(scorer.score(inputs).numpy(), wanted, RELATIVE, ABSOLUTE)
@@ -95,7 +95,7 @@ def test_weights_are_those_of_gaussian_queries():
     later = rotate(before, torch.full((draws,), tokens), rotary)[:, 0]
     keys = torch.randn(tokens, 1, dim)
     weight = (later.double() @ keys[:, 0].double().T * dim**-0.5).exp().mean(0)[SINKS:]
-    scorer = ExpectedAttention(future=1)
+    scorer = ExpectedAttention(future=1, covariance=1)
     inputs = inputs_of(scorer, keys, torch.ones(tokens, 1, dim), keys, rotary)
     scores = scorer.score(replace(inputs, query_stats=Moments.of(before, dim // 2)))[0, SINKS:]
     # The mean over 400,000 draws is itself only good to some per cent where exponents are large.

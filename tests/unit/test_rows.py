@@ -30,6 +30,24 @@ def test_row_is_filled_to_its_width_and_no_further():
         rows.write(1, 3, torch.tensor([5, 6]))
 
 
+def test_writes_of_a_step_at_once():
+    """Catches entries of one row that land in another, empty writes, and an older write that wins
+    over a newer one."""
+    rows = DraftRows(4, 6, "cpu")
+    address = rows.table.data_ptr()
+    rows.write(3, 1, torch.tensor([5, 6]))
+    rows.write(2, 0, torch.tensor([], dtype=torch.int64))
+    rows.write(1, 0, torch.tensor([1, 2, 3]))
+    rows.write(3, 3, torch.tensor([7]))
+    rows.write(1, 1, torch.tensor([9]))
+    rows.set_offset(3, -4)
+    rows.set_offset(1, 2)
+    rows.set_offset(3, 8)
+    assert rows.table.tolist() == [[0] * 6, [1, 9, 3, 0, 0, 0], [0] * 6, [0, 5, 6, 7, 0, 0]]
+    assert rows.offsets.tolist() == [0, 2, 0, 8]
+    assert rows.table.data_ptr() == address
+
+
 def test_view_lengths():
     """Catches a view length that is one off: it is where the next token's KV is written."""
     allocator = SlotAllocator(100, "cpu")

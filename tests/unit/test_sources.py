@@ -59,6 +59,7 @@ def test_every_setting_has_its_twins(write):
         "keep_ratio": "0.3",
         "horizon": "5",
         "draft_dtype": "int4",
+        "horizon_policy": "fixed",
         "draft_memory": "1GiB",
         "min_context": "77",
         "stagger": "2",

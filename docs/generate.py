@@ -1,0 +1,263 @@
+"""The parts of these pages that are read from the code, and MkDocs's hook that puts them in.
+
+A page holds ``<!-- generated: NAME -->`` where the text of ``SECTIONS[NAME]`` belongs.
+"""
+
+from __future__ import annotations
+
+import ast
+import html
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from sglang_vericache.compressors.base import ScoreInputs, Scorer
+from sglang_vericache.compressors.registry import SCORERS
+from sglang_vericache.config import VeriCacheConfig
+from sglang_vericache.flags import CONFIG_HELP, FLAGS, SWITCH_HELP
+from sglang_vericache.metrics import DraftCounters, RowBytes, SpanCounters
+from sglang_vericache.prometheus import METRICS
+from sglang_vericache.request_options import RequestOptions
+from sglang_vericache.sources import (
+    CONFIG,
+    SWITCH,
+    SWITCH_VARIABLE,
+    key_of,
+    option_of,
+    variable_of,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+MARKER = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
+
+
+def on_page_markdown(markdown: str, page: Any = None, **_: Any) -> str:
+    """MkDocs calls this with the text of every page."""
+    return MARKER.sub(lambda match: SECTIONS[match[1]](), markdown)
+
+
+def attributes_of(documented: type) -> dict[str, str]:
+    """The "Attributes:" of a docstring: name -> text; ``a, b: text`` describes both."""
+    _, _, listed = (documented.__doc__ or "").partition("Attributes:\n")
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in listed.splitlines():
+        start = re.match(r" {4,8}(\w+(?:, \w+)*): (.*)", line)
+        if start:
+            names = start[1].split(", ")
+            found |= dict.fromkeys(names, start[2])
+        elif not line.strip():
+            break
+        else:
+            found |= {name: f"{found[name]} {line.strip()}" for name in names}
+    return {name: text.replace("``", "`") for name, text in found.items()}
+
+
+def rows_of(metric: str) -> list[dict[str, Any]]:
+    """The rows about ``metric`` in benchmarks/results."""
+    files = sorted((ROOT / "benchmarks" / "results").glob("*.jsonl"))
+    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return [row for row in rows if row["metric"] == metric]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def code(text: Any) -> str:
+    """A code span; as HTML, because a bar would end the cell of a table."""
+    return f"<code>{html.escape(str(text)).replace('|', '&#124;')}</code>"
+
+
+def flags() -> str:
+    defaults = {f.name: f.default for f in fields(VeriCacheConfig)}
+    rows = [
+        (code("--enable-vericache"), "", "off", SWITCH_HELP),
+        (code(option_of(CONFIG)), code("FILE|JSON"), "none", CONFIG_HELP),
+    ]
+    for flag in FLAGS:
+        default = defaults[flag.config_field]
+        shown = "none" if default is None else code(default)
+        rows.append((code(flag.option), code(flag.metavar), shown, flag.help))
+    return table(("flag", "value", "default", "meaning"), rows)
+
+
+def names() -> str:
+    rows = [(code(SWITCH), "", code(SWITCH_VARIABLE))]
+    rows.append((code(CONFIG), "", code(variable_of(CONFIG))))
+    rows += [(code(f.name), code(key_of(f.name)), code(variable_of(f.name))) for f in FLAGS]
+    return table(("keyword of `sgl.Engine`", "key in a config file", "environment variable"), rows)
+
+
+def request_options() -> str:
+    meanings = attributes_of(RequestOptions)
+    rows = []
+    for field in fields(RequestOptions):
+        default = "the server's" if field.default is None else json.dumps(field.default)
+        meaning = meanings[field.name].replace("; None: as the server's", "")
+        rows.append((code(field.name), default, meaning))
+    return table(("key", "default", "meaning"), rows)
+
+
+def response_counters() -> str:
+    meanings = attributes_of(DraftCounters)
+    derived = {
+        "tokens_per_round": "tokens that a round produced on average; null without rounds.",
+        "rows_read": "draft_rows_read and full_rows_read together.",
+        "bytes_read": "the same in bytes; the draft pool may store less of a row.",
+        "bytes_full": "rows_full in bytes.",
+    }
+    described = DraftCounters().describe(RowBytes(1, 1))
+    return table(("key", "meaning"), [(code(k), (meanings | derived)[k]) for k in described])
+
+
+def span_counters() -> str:
+    return table(
+        ("key", "meaning"), [(code(k), text) for k, text in attributes_of(SpanCounters).items()]
+    )
+
+
+def metrics() -> str:
+    rows = [(code(m.full_name), m.kind, code(m.label) if m.label else "", m.help) for m in METRICS]
+    return table(("metric", "kind", "own label", "meaning"), rows)
+
+
+def compressors() -> str:
+    rows = []
+    for name, scorer in SCORERS.items():
+        parameters = [f"{code(f.name)} ({f.default})" for f in fields(scorer)]
+        needs = ", ".join(sorted(scorer.needs)) or "nothing"
+        cells = (code(name), _first_sentence(scorer), scorer.scope, needs, scorer.granularity)
+        rows.append((*cells, ", ".join(parameters), _paper(scorer.paper)))
+    head = ("name", "score of a token", "scope", "needs", "granularity", "parameters", "source")
+    return table(head, rows)
+
+
+def compressor_parameters() -> str:
+    rows = []
+    for name, scorer in SCORERS.items():
+        meanings = attributes_of(scorer)
+        rows += [
+            (code(f"{name}:{f.name}={f.default}"), meanings[f.name])
+            for f in fields(scorer)
+            if f.default is not MISSING
+        ]
+    return table(("parameter and its default", "meaning"), rows)
+
+
+def declarations() -> str:
+    return table(
+        ("class variable", "meaning"),
+        [(code(k), text) for k, text in attributes_of(Scorer).items()],
+    )
+
+
+def score_inputs() -> str:
+    rows = [(code(k), text) for k, text in attributes_of(ScoreInputs).items()]
+    return table(("field", "meaning"), rows)
+
+
+def _first_sentence(scorer: type) -> str:
+    paragraph = (scorer.__doc__ or "").strip().split("\n\n")[0]
+    return re.split(r"(?<=\.)\s", " ".join(paragraph.split()), maxsplit=1)[0]
+
+
+def _paper(text: str) -> str:
+    return re.sub(r"arXiv (\S+)", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
+
+
+def speed() -> str:
+    """Every row with its spread, all its flags and where it is from: a ratio alone misleads."""
+    rows = [
+        (
+            row["case"],
+            row["model"],
+            row["gpu"],
+            f"{row['baseline']:,.0f}",
+            f"{row['value']:,.0f}",
+            f"{row['value'] / row['baseline']:.2f}",
+            row["tokens_per_round"] or "",
+            html.escape(row["note"]).replace("|", "&#124;"),
+            code(row["flags"]),
+            f"{row['commit']}, {row['date']}",
+        )
+        for row in rows_of("decode_rate")
+        if row["baseline"]
+    ]
+    if not rows:
+        return "No row holds a speed yet."
+    head = ("case", "model", "device", "without, tokens/s", "with", "ratio", "tokens a round")
+    return table((*head, "repetitions and outputs", "flags", "commit and date"), rows)
+
+
+def exactness() -> str:
+    rows = [
+        (
+            row["case"],
+            row["model"],
+            row["gpu"],
+            code(row["flags"]),
+            f"{row['value']:g} of {row['baseline']:g}",
+            row["mismatches"],
+            row["near_ties"],
+        )
+        for row in rows_of("identical_outputs")
+    ]
+    if not rows:
+        return "No row holds such a comparison yet."
+    head = ("case", "model", "device", "flags", "identical", "mismatches", "near ties")
+    return table(head, rows)
+
+
+def selection() -> str:
+    agreement = {r["case"]: r["value"] for r in rows_of("agreement_with_whole_covariance")}
+    rows = [
+        (row["case"], row["model"], f"{row['value']:.1%}", f"{agreement[row['case']]:.0%}")
+        for row in rows_of("attention_lost")
+    ]
+    return table(
+        ("case", "model", "attention lost", "same tokens as with the whole covariance"), rows
+    )
+
+
+def rooms() -> str:
+    """The folders of the plugin by the first line of their docstring."""
+    package = ROOT / "sglang_vericache"
+    found = {f"sglang_vericache/{p.parent.name}/": p for p in sorted(package.glob("*/__init__.py"))}
+    found["kernels/"] = ROOT / "kernels" / "__init__.py"
+    return table(("folder", "holds"), [(code(k), _headline(path)) for k, path in found.items()])
+
+
+def files() -> str:
+    """The files beside the rooms."""
+    paths = sorted((ROOT / "sglang_vericache").glob("*.py"))
+    rows = [(code(path.name), _headline(path)) for path in paths if path.name[0] != "_"]
+    return table(("file", "holds"), rows)
+
+
+def _headline(path: Path) -> str:
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return " ".join(text.split("\n\n")[0].split()).replace("``", "`").replace("|", "&#124;")
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "flags": flags,
+    "names": names,
+    "request-options": request_options,
+    "response-counters": response_counters,
+    "span-counters": span_counters,
+    "metrics": metrics,
+    "compressors": compressors,
+    "compressor-parameters": compressor_parameters,
+    "declarations": declarations,
+    "score-inputs": score_inputs,
+    "speed": speed,
+    "exactness": exactness,
+    "selection": selection,
+    "rooms": rooms,
+    "files": files,
+}
