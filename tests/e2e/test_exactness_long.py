@@ -74,7 +74,7 @@ def test_tiny_thousand(tiny_model, logs, name, ours):
 
 def test_real_model(real_model, logs):
     prompts = ChatPrompts(str(real_model))
-    flags = ("--enable-vericache",)
+    flags = DRAFT_FLAGS
     verdict, _ = measure(
         real_model,
         lambda base: depth_phases(base, prompts, REAL_SCALE),
