@@ -339,6 +339,8 @@ class VeriCacheWorker(BaseSpecWorker):
             },
             "phase_seconds": dict(self.phases.seconds),
             "horizons": self.pace.describe(),
+            "rounds_in_parts": self.pace.rounds_in_parts,
+            "plain_together": self.pace.plain_together,
             "hooks": applied_hooks(),
         }
         if self.requests is None:
