@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from sglang_vericache.config import VeriCacheConfig
@@ -54,10 +54,10 @@ class Choice:
     plain_steps: int = 1
 
 
-class _Averages(dict):
+class _Averages(dict[Hashable, float]):
     """Decayed means by key."""
 
-    def add(self, key, value: float) -> None:
+    def add(self, key: Hashable, value: float) -> None:
         known = self.get(key)
         self[key] = value if known is None else DECAY * known + (1 - DECAY) * value
 
