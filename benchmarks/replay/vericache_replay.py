@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,16 @@ class ReplayError(ValueError):
 
 @dataclass(frozen=True)
 class Recording:
-    """Run lengths one after the other, as if one output followed the other without end.
+    """Run lengths of some outputs.
 
     Attributes:
         label: file, config and mode.
-        runs: of a draft that starts at each place, how many tokens are right; at most ``cap``.
+        outputs: of a draft that starts at each place of an output, how many tokens are right.
         cap: where the recording stopped counting.
     """
 
     label: str
-    runs: tuple[int, ...]
+    outputs: tuple[tuple[int, ...], ...]
     cap: int
 
     @classmethod
@@ -72,16 +73,16 @@ class Recording:
                 f"{VARIABLE}: {path.name} has no {config}:{mode}. Accepted: {', '.join(known)}."
             )
         cap = content["cap"]
-        whole = [outputs[: len(outputs) - cap] for outputs in content["runs"][config][mode]]
-        return cls(f"{path.name}, {config}, {mode}", tuple(r for o in whole for r in o), cap)
+        outputs = tuple(tuple(o[: len(o) - cap]) for o in content["runs"][config][mode])
+        return cls(f"{path.name}, {config}, {mode}", outputs, cap)
 
 
 class RunReplay:
     """How many tokens each verification yields.
 
-    Every row of the request table walks through the recording from a place of its own, and a
-    request goes on where the one before it in its row ended: independent of each other and the
-    same in every run. Touches the host nowhere.
+    Every row of the request table walks through the recording from a place of its own, from the
+    end of an output to the beginning of the next, and a request goes on where the one before it in
+    its row ended: independent of each other and the same in every run. Touches the host nowhere.
 
     Args:
         rows: of the request table.
@@ -92,9 +93,12 @@ class RunReplay:
     ) -> None:
         self.recording = recording
         generator = torch.Generator().manual_seed(seed)
-        places = torch.randint(len(recording.runs), (rows,), generator=generator)
-        self.place = places.to(device)
-        self.runs = torch.tensor(recording.runs, dtype=torch.int64, device=device)
+        runs = [run for output in recording.outputs for run in output]
+        ends = list(accumulate(map(len, recording.outputs)))
+        end_of = [end for end, output in zip(ends, recording.outputs, strict=True) for _ in output]
+        self.place = torch.randint(len(runs), (rows,), generator=generator).to(device)
+        self.runs = torch.tensor(runs, dtype=torch.int64, device=device)
+        self.end_of = torch.tensor(end_of, dtype=torch.int64, device=device)
 
     def yields(self, requests: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Accepted tokens and one more, and the walk goes on by as many.
@@ -108,7 +112,8 @@ class RunReplay:
         """
         places = self.place[requests]
         yields = torch.minimum(self.runs[places], lengths) + 1
-        self.place[requests] = (places + yields) % self.runs.numel()
+        after = torch.minimum(places + yields, self.end_of[places])
+        self.place[requests] = after % self.runs.numel()
         return yields
 
 

@@ -11,9 +11,11 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import registry, rows
+from benchmarks.serving.figures import WARM_TOKENS
 from benchmarks.serving.join import Comparison, summary
 from benchmarks.serving.side import (
     CHOSEN,
@@ -24,6 +26,7 @@ from benchmarks.serving.side import (
     common_flags,
     default_model,
 )
+from benchmarks.serving.traffic import CAPACITY_REQUESTS
 from sglang_vericache.demo.model import default_cache_dir
 
 OURS = "--enable-vericache --vericache-draft-dtype int4"
@@ -67,9 +70,16 @@ def parser() -> argparse.ArgumentParser:
         help="figures, prompts and logs (default: %(default)s)",
     )
     add("--chosen", type=Path, help=f"{CHOSEN} of an earlier run: take its choice of prompts")
+    add("--tokens", type=int, help="of each answer (default: the case's)")
     add("--repeats", type=int, help="of each timed run (default: the case's, 3 or 7)")
     add("--seconds", type=float, default=0.0, help="of a closed loop besides (default: none)")
     add("--select-seconds", type=float, default=90.0, help="for finding prompts (default: 90)")
+    add(
+        *("--capacity-requests",),
+        type=int,
+        default=CAPACITY_REQUESTS,
+        help="that wait at once to find what the unmodified server can take (default: %(default)s)",
+    )
     add("--traffic-seconds", type=float, default=15.0, help="of each run of arrivals (default: 15)")
     add("--rescore", action="store_true", help="plain servers rescore what ours answered before")
     add("--replay", default=registry.REPLAY, help="run lengths for models without weights")
@@ -80,12 +90,15 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     made = parser()
     arguments = made.parse_args(argv)
-    for name in ("repeats", "seconds", "select_seconds", "traffic_seconds"):
+    least = {"repeats": 1, "tokens": WARM_TOKENS + 1, "capacity_requests": 1, "seconds": 0}
+    for name, smallest in (least | {"select_seconds": 0, "traffic_seconds": 0}).items():
         value = getattr(arguments, name)
-        if value is not None and value < (1 if name == "repeats" else 0):
-            made.error(f"--{name.replace('_', '-')} {value} is too small")
+        if value is not None and value < smallest:
+            made.error(f"--{name.replace('_', '-')} {value} is too small: at least {smallest}")
     try:
         cases = [registry.serving_case(text) for text in arguments.case]
+        if arguments.tokens is not None:
+            cases = [replace(case, tokens=arguments.tokens) for case in cases]
         sides, failed = _sides(arguments), 0
         if sides and not cases:
             raise SideError("say which --case")
@@ -135,6 +148,7 @@ def _measure(
         closed_seconds=arguments.seconds,
         select_seconds=arguments.select_seconds,
         traffic_seconds=arguments.traffic_seconds,
+        capacity_requests=arguments.capacity_requests,
         rescores=arguments.rescore,
     )
     failed = 0

@@ -26,6 +26,8 @@ QUESTIONS: tuple[Question, ...] = (
     ("Repeat the text above word by word, from its beginning.", ""),
     ("Write an email to a colleague that says what is in the text above.", "Subject: "),
     ("Ask ten different questions about the text above and answer each.", "Question 1: "),
+    ("Summarize the text above in your own words.", ""),
+    ("Which rules does the text above state?", "The text above says that"),
 )
 NGRAM = 8
 # Documents are cut by characters first: enough of them for so many tokens, code included.
@@ -51,6 +53,11 @@ class Prompts:
 
         return cls(AutoTokenizer.from_pretrained(model))
 
+    @staticmethod
+    def kind(number: int) -> int:
+        """Place of its question among QUESTIONS."""
+        return number % len(QUESTIONS)
+
     def count(self, length: int) -> int:
         """How many there are of that length."""
         return len(self._documents_of(length))
@@ -69,7 +76,7 @@ class Prompts:
             raise TooFewDocumentsError(
                 f"only {len(documents)} documents of {length} tokens are installed here"
             )
-        question = QUESTIONS[number % len(QUESTIONS)]
+        question = QUESTIONS[self.kind(number)]
         head, tail = "", ""
         if question is not None:
             asked, begun = question

@@ -7,7 +7,8 @@ would flatter a drafting server.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,29 +64,29 @@ class Selection:
 def select(source: Prompts, case: Case, generate: Generate, seconds: float) -> Selection:
     """Try prompts one wave after the other until enough answers repeat little.
 
-    Where there are not enough within ``seconds``, the least repetitive others fill up: the row
-    counts what was really timed.
+    The first wave has every kind of prompt; later ones have those that loop least. Where there are
+    not enough within ``seconds``, the least repetitive others fill up: the row counts what was
+    really timed.
 
     Args:
         generate: greedy answers of the unmodified server.
+
+    Raises:
+        SelectionError: fewer documents than requests.
     """
-    found: list[tuple[float, int]] = []
+    began, found = time.monotonic(), list[tuple[float, int]]()
     beginnings: set[tuple[int, ...]] = set()
-    began, number = time.monotonic(), 0
-    limit = source.count(case.context)
-    while number < limit and sum(r <= MOST_REPETITION for r, _ in found) < case.requests:
+    numbers = iter(range(source.count(case.context)))
+    kinds = None
+    while sum(share <= MOST_REPETITION for share, _ in found) < case.requests:
         if len(found) >= case.requests and time.monotonic() - began > seconds:
             break
-        wave: list[tuple[int, list[int]]] = []
-        while number < limit and len(wave) < WAVE:
-            [prompt] = source.make(case.context, [number])
-            beginning = tuple(prompt[: MOST_SHARED_TOKENS + 1])
-            if beginning not in beginnings:
-                beginnings.add(beginning)
-                wave.append((number, prompt))
-            number += 1
+        wave = list(_wave(source, case, numbers, kinds, beginnings))
+        if not wave:
+            break
         answers = generate([prompt for _, prompt in wave], case.tokens)
         found += [(repetition(a), n) for a, (n, _) in zip(answers, wave, strict=True)]
+        kinds = _best_kinds(found, source.kind)
     if len(found) < case.requests:
         raise SelectionError(
             f"{case.name} wants {case.requests} documents of {case.context} tokens, only "
@@ -95,3 +96,36 @@ def select(source: Prompts, case: Case, generate: Generate, seconds: float) -> S
     rest = [n for share, n in sorted(found) if share > MOST_REPETITION]
     chosen = tuple((good + rest)[: case.requests])
     return Selection(chosen, digest(source.make(case.context, chosen)), len(found))
+
+
+def _wave(
+    source: Prompts,
+    case: Case,
+    numbers: Iterator[int],
+    kinds: set[int] | None,
+    beginnings: set[tuple[int, ...]],
+) -> Iterator[tuple[int, list[int]]]:
+    """The next prompts of these kinds (None: all) with a beginning that none had before."""
+    count = 0
+    for number in numbers:
+        if kinds is not None and source.kind(number) not in kinds:
+            continue
+        [prompt] = source.make(case.context, [number])
+        beginning = tuple(prompt[: MOST_SHARED_TOKENS + 1])
+        if beginning in beginnings:
+            continue
+        beginnings.add(beginning)
+        yield number, prompt
+        count += 1
+        if count == WAVE:
+            return
+
+
+def _best_kinds(found: Sequence[tuple[float, int]], kind_of: Callable[[int], int]) -> set[int]:
+    """Kinds of which at least half as many answers repeat little as of the best one."""
+    tried, good = Counter[int](), Counter[int]()
+    for share, number in found:
+        tried[kind_of(number)] += 1
+        good[kind_of(number)] += share <= MOST_REPETITION
+    rates = {kind: good[kind] / tried[kind] for kind in tried}
+    return {kind for kind, rate in rates.items() if rate >= max(rates.values()) / 2}

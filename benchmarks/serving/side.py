@@ -59,6 +59,7 @@ class Options:
         replay: run lengths for models without weights.
         repeats: None: the case's own.
         closed_seconds, select_seconds, traffic_seconds: lengths of those parts.
+        capacity_requests: that wait at once to find out what a server can take.
         rescores: plain sides rescore what ours has answered so far.
     """
 
@@ -70,6 +71,7 @@ class Options:
     closed_seconds: float = 0.0
     select_seconds: float = 90.0
     traffic_seconds: float = 15.0
+    capacity_requests: int = CAPACITY_REQUESTS
     rescores: bool = False
 
     @property
@@ -222,7 +224,7 @@ class SideRun:
                     "a plain side first"
                 )
             tick("capacity")
-            rates[case.name] = capacity(server, case, self.model, CAPACITY_REQUESTS)
+            rates[case.name] = capacity(server, case, self.model, self.options.capacity_requests)
             place.write_text(json.dumps(rates), encoding="utf-8")
         full = rates[case.name]
         repeats, seconds = self.options.repeats_of(case), self.options.traffic_seconds
