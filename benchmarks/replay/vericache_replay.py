@@ -187,6 +187,9 @@ def install(recording: Recording) -> None:
     def labelled_status(self):
         return status(self) | {STATUS_KEY: recording.label}
 
-    Verifier.run = replaying_run
-    VeriCacheWorker.__init__ = announced_start
-    VeriCacheWorker.status = labelled_status
+    for owner, name, function in (
+        (Verifier, "run", replaying_run),
+        (VeriCacheWorker, "__init__", announced_start),
+        (VeriCacheWorker, "status", labelled_status),
+    ):
+        setattr(owner, name, function)

@@ -118,8 +118,8 @@ def _reference() -> Iterator[str]:
 
 def _descriptions() -> Iterator[str]:
     """Of the installed packages, which are written for readers."""
-    found = {d.metadata["Name"]: d.metadata.get_payload() for d in distributions()}
-    return (str(found[name]) for name in sorted(found, key=str) if found[name])
+    found = {str(d.metadata["Name"]): d.read_text("METADATA") or "" for d in distributions()}
+    return (found[name].partition("\n\n")[2] for name in sorted(found))
 
 
 def _sources() -> Iterator[str]:

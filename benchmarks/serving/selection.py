@@ -17,8 +17,9 @@ from benchmarks.serving.prompts import Prompts, digest, repetition
 
 MOST_REPETITION = 0.3
 MOST_SHARED_TOKENS = 64
-# Answers that are asked for at once, so that a search ends soon after it has found enough.
-WAVE = 256
+# Answers that are asked for at once: enough to see how each kind of prompt does, and few enough for
+# a search to end soon after it has found its prompts.
+LEAST_WAVE, WAVE = 16, 256
 
 Generate = Callable[[Sequence[Sequence[int]], int], list[list[int]]]
 
@@ -81,7 +82,8 @@ def select(source: Prompts, case: Case, generate: Generate, seconds: float) -> S
     while sum(share <= MOST_REPETITION for share, _ in found) < case.requests:
         if len(found) >= case.requests and time.monotonic() - began > seconds:
             break
-        wave = list(_wave(source, case, numbers, kinds, beginnings))
+        size = min(max(2 * case.requests, LEAST_WAVE), WAVE)
+        wave = list(_wave(source, case, numbers, kinds, beginnings, size))
         if not wave:
             break
         answers = generate([prompt for _, prompt in wave], case.tokens)
@@ -104,8 +106,9 @@ def _wave(
     numbers: Iterator[int],
     kinds: set[int] | None,
     beginnings: set[tuple[int, ...]],
+    size: int,
 ) -> Iterator[tuple[int, list[int]]]:
-    """The next prompts of these kinds (None: all) with a beginning that none had before."""
+    """The next ``size`` prompts of these kinds (None: all) whose beginning none had before."""
     count = 0
     for number in numbers:
         if kinds is not None and source.kind(number) not in kinds:
@@ -117,7 +120,7 @@ def _wave(
         beginnings.add(beginning)
         yield number, prompt
         count += 1
-        if count == WAVE:
+        if count == size:
             return
 
 
