@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from benchmarks.registry import Case
@@ -33,14 +33,28 @@ class Selection:
     """The prompts of a case.
 
     Attributes:
+        context, tokens: of each prompt, and of the answers that were looked at.
         numbers: of `Prompts`, as many as the case has requests.
         digest: of the prompts; other texts under the same numbers are other prompts.
         tried: so many prompts were answered to find them.
     """
 
+    context: int
+    tokens: int
     numbers: tuple[int, ...]
     digest: str
     tried: int
+
+    def serves(self, case: Case) -> bool:
+        """Whether its first prompts are a choice for that case as well."""
+        return (self.context, self.tokens) == (case.context, case.tokens) and len(
+            self.numbers
+        ) >= case.requests
+
+    def first(self, source: Prompts, count: int) -> Selection:
+        """A choice of the first ``count`` of them."""
+        numbers = self.numbers[:count]
+        return replace(self, numbers=numbers, digest=digest(source.make(self.context, numbers)))
 
     def prompts(self, source: Prompts, case: Case) -> list[list[int]]:
         """Raises:
@@ -59,7 +73,7 @@ class Selection:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Selection:
-        return cls(tuple(values["numbers"]), values["digest"], values["tried"])
+        return cls(**values | {"numbers": tuple(values["numbers"])})
 
 
 def select(source: Prompts, case: Case, generate: Generate, seconds: float) -> Selection:
@@ -97,7 +111,8 @@ def select(source: Prompts, case: Case, generate: Generate, seconds: float) -> S
     good = [n for share, n in found if share <= MOST_REPETITION]
     rest = [n for share, n in sorted(found) if share > MOST_REPETITION]
     chosen = tuple((good + rest)[: case.requests])
-    return Selection(chosen, digest(source.make(case.context, chosen)), len(found))
+    made = digest(source.make(case.context, chosen))
+    return Selection(case.context, case.tokens, chosen, made, len(found))
 
 
 def _wave(

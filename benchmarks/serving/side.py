@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -115,7 +117,7 @@ class SideRun:
             "side": asdict(side),
             "flags": shlex.join(flags),
             "model": options.model if options.shape else Path(options.model).name,
-            "gpu": rows.device_name(),
+            "gpu": device_name(),
             "commit": rows.commit(),
             "command": rows.command(),
             "sglang": version("sglang"),
@@ -178,17 +180,22 @@ class SideRun:
             self._prompts = Prompts.of_model(self.model)
         place = self.folder / CHOSEN
         known = json.loads(place.read_text()) if place.exists() else {}
-        if case.name in known:
-            selection = Selection.from_json(known[case.name])
-        elif self.side.plugin:
-            raise SideError(
-                f"no prompts are chosen for {case.name}: measure a plain side first, or --chosen"
-            )
-        else:
-            tick("choosing prompts")
-            seconds = self.options.select_seconds
-            selection = select(self._prompts, case, server.generate, seconds)
-            server.flush()
+        choices = {name: Selection.from_json(values) for name, values in known.items()}
+        selection = choices.get(case.name)
+        if selection is None:
+            larger = next((choice for choice in choices.values() if choice.serves(case)), None)
+            if larger is not None:
+                selection = larger.first(self._prompts, case.requests)
+            elif self.side.plugin:
+                raise SideError(
+                    f"no prompts are chosen for {case.name}: measure a plain side first, or give "
+                    "--chosen"
+                )
+            else:
+                tick("choosing prompts")
+                seconds = self.options.select_seconds
+                selection = select(self._prompts, case, server.generate, seconds)
+                server.flush()
             known[case.name] = selection.as_json()
             place.write_text(json.dumps(known), encoding="utf-8")
         return selection.prompts(self._prompts, case), selection.as_json()
@@ -231,6 +238,17 @@ class SideRun:
         return measure_traffic(
             server, case, self.model, case.arrivals * full, seconds, repeats, tick
         ) | {"capacity": full}
+
+
+def device_name() -> str:
+    """Asked in a process of its own: a CUDA context here would take memory from the servers."""
+    code = (
+        "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu')"
+    )
+    command = [sys.executable, "-c", code]
+    # Away from the current directory, which may be a checkout.
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path.home())
+    return done.stdout.split("\n")[0]
 
 
 def run_files(folder: Path) -> list[Path]:

@@ -97,3 +97,14 @@ def test_random_prompts_share_what_the_case_says():
     assert random_prompts(case, 1000) == prompts
     alone = random_prompts(CASE, 1000)
     assert len({prompt[0] for prompt in alone}) > 1
+
+
+def test_a_larger_case_serves_a_smaller_one():
+    """Catches prompts that are chosen twice, and a choice on answers of another length."""
+    source = Source(100)
+    chosen = select(source, CASE, Server(lambda n: n % 3 == 1), seconds=60)
+    smaller = replace(CASE, requests=2)
+    assert chosen.serves(smaller) and not chosen.serves(replace(CASE, requests=5))
+    assert not chosen.serves(replace(smaller, tokens=512))
+    assert not chosen.serves(replace(smaller, context=81))
+    assert chosen.first(source, 2).prompts(source, smaller) == chosen.prompts(source, CASE)[:2]
