@@ -3,6 +3,7 @@
 ``python monitoring/picture.py --out FILE.png`` asks every query of the dashboard as Grafana would
 and draws the answers in the dashboard's layout. It is no Grafana: it shows whether the queries find
 what a server exports. Queries without an answer are listed, and the exit code is 1.
+It needs matplotlib (``pip install '.[bench]'``).
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import requests
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 DASHBOARD = Path(__file__).with_name("grafana") / "dashboards" / "vericache.json"
 # Grafana: four scrapes, of 5 s here.
@@ -32,12 +34,16 @@ FOOTER = (
 Series = tuple[str, list[float], list[float]]
 
 
+def filled(query: str) -> str:
+    """With what Grafana puts in the place of variables where all models and servers are chosen."""
+    query = query.replace("$__rate_interval", RATE_INTERVAL)
+    return re.sub(r"\$(model|instance)\b", ".*", query)
+
+
 def ask(url: str, query: str, minutes: float, legend: str) -> list[Series]:
     """Name, seconds from now (negative) and values of each series that the query finds."""
-    query = query.replace("$__rate_interval", RATE_INTERVAL)
-    query = re.sub(r"\$(model|instance)\b", ".*", query)
     end = time.time()
-    options = {"query": query, "start": end - 60 * minutes, "end": end, "step": STEP_S}
+    options = {"query": filled(query), "start": end - 60 * minutes, "end": end, "step": STEP_S}
     response = requests.get(f"{url}/api/v1/query_range", params=options, timeout=30)
     answer = response.json()
     if answer["status"] != "success":
@@ -105,6 +111,8 @@ def main() -> int:
     parser.add_argument("--title", default="VeriCache")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     arguments = parser.parse_args()
+    from matplotlib.figure import Figure
+
     panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
     height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels)
     figure = Figure((GRID_COLUMNS * COLUMN_INCHES, height * ROW_INCHES), layout="constrained")
