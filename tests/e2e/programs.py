@@ -19,8 +19,8 @@ from cases import ANYTHING, DRAFTS
 from steps import Step, of_generate, of_meta, of_openai
 
 TIMEOUT_S = 600
-# A tool call has about 30; enough for several rounds.
-TOKENS = 36
+# A tool call has about 30; both are enough for several rounds.
+TOKENS, FEW_TOKENS = 36, 24
 GRAMMAR = "grammar"
 
 Program = Callable[[str], Iterator[Step]]
@@ -160,13 +160,13 @@ def two_readers(s, document: str):
     for reader, question in zip(readers, (" What is it about?", " Explain it."), strict=True):
         reader += question
         reader += sgl.user_end()
-        reader += sgl.assistant(sgl.gen("answer", max_tokens=TOKENS, temperature=0))
+        reader += sgl.assistant(sgl.gen("answer", max_tokens=FEW_TOKENS, temperature=0))
     answers = [reader["answer"] for reader in readers]  # waits for both
     s["records"] = [reader.get_meta_info("answer") for reader in readers]
     readers.join()
     s += f" One said: {answers[0]}\nAnother said: {answers[1]}\nExplain what both mean."
     s += sgl.user_end()
-    s += sgl.assistant(sgl.gen("both", max_tokens=TOKENS, temperature=0))
+    s += sgl.assistant(sgl.gen("both", max_tokens=FEW_TOKENS, temperature=0))
     s += sgl.user("Is the text about loops?")
     s += sgl.assistant(sgl.select("verdict", choices=["yes", "no", "maybe so"]))
     s += sgl.user("How good is the text? Give a mark from 1 to 6.")
@@ -178,7 +178,7 @@ def short_question(s, document: str, question: str):
     s += sgl.user_begin()
     s += f"Here is a text.\n\n{document}\n\nQuestion:{question}"
     s += sgl.user_end()
-    s += sgl.assistant(sgl.gen("answer", max_tokens=TOKENS, temperature=0))
+    s += sgl.assistant(sgl.gen("answer", max_tokens=FEW_TOKENS, temperature=0))
 
 
 def frontend(url: str) -> Iterator[Step]:
@@ -213,7 +213,7 @@ def native(url: str) -> Iterator[Step]:
         assert response.status_code == 200, response.text
         return response.json()
 
-    greedy = {"temperature": 0, "max_new_tokens": TOKENS}
+    greedy = {"temperature": 0, "max_new_tokens": FEW_TOKENS}
     prefix = f"<|im_start|>user\nHere is a text.\n\n{text_of('import', 1800)}\n\nQuestion:"
 
     def asked(question: str) -> str:
@@ -224,7 +224,11 @@ def native(url: str) -> Iterator[Step]:
     yield of_generate("prefix", post("/generate", text=prefix, sampling_params=nothing), ANYTHING)
     questions = ["What is a module?", "Explain the import statement.", "Which errors are there?"]
     prompts = [asked(question) for question in questions]
-    params = [greedy, greedy | {"max_new_tokens": 20}, greedy | {"stop": ["."]}]
+    params = [
+        greedy,
+        greedy | {"max_new_tokens": 20},
+        greedy | {"max_new_tokens": TOKENS, "stop": ["."]},
+    ]
     for number, reply in enumerate(post("/generate", text=prompts, sampling_params=params)):
         yield of_generate(f"list {number}", reply)
     several = post("/generate", text=asked("Summarize it."), sampling_params=greedy | {"n": 2})
@@ -253,7 +257,9 @@ def native(url: str) -> Iterator[Step]:
     yield Step("/v1/score", logs, None, ANYTHING, None)
     # The completions endpoint with a list.
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=TIMEOUT_S)
-    reply = client.completions.create(model="m", prompt=prompts, max_tokens=TOKENS, temperature=0)
+    reply = client.completions.create(
+        model="m", prompt=prompts[:2], max_tokens=FEW_TOKENS, temperature=0
+    )
     texts = [(choice.text, choice.finish_reason) for choice in reply.choices]
     yield of_openai("completions", texts, reply)
 
