@@ -62,14 +62,13 @@ def decode_plainly(
     tokens: list[torch.Tensor] = []
     pacer = StepPacer(source_slots.device)
     for step in range(steps):
-        pacer.wait()
+        pacer.begin()
         part.seq_lens, part.seq_lens_cpu = part.seq_lens + 1, part.seq_lens_cpu + 1
         part.orig_seq_lens, part.seq_lens_sum = part.orig_seq_lens + 1, None
         part.out_cache_loc = source_slots[:, step].contiguous()
         result = worker.forward_batch_generation(part)
         part.input_ids = result.next_token_ids.to(torch.int64)
         tokens.append(part.input_ids)
-        pacer.record()
     return PlainTokens(torch.stack(tokens, dim=1), source_slots, result.logits_output)
 
 

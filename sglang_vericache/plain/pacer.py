@@ -9,21 +9,18 @@ class StepPacer:
     """Lets the host be one step ahead of the device, as SGLang's overlap loop does.
 
     FlashInfer plans a step on the host, in pinned memory that is copied to the device when the
-    stream gets there: two steps ahead, it would plan over what the step between has not read.
+    stream gets there: a step planned before the last one has begun would overwrite what that one
+    is to read.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
-        self._ends: list[torch.cuda.Event] = []
+        self._last: torch.cuda.Event | None = None
 
-    def wait(self) -> None:
-        """Before a step: until the last but one is done, and so the last has begun."""
-        if len(self._ends) >= 2:
-            self._ends[-2].synchronize()
-
-    def record(self) -> None:
-        """After a step was launched."""
+    def begin(self) -> None:
+        """A step is launched next: wait until the device has begun with the last one."""
+        if self._last is not None:
+            self._last.synchronize()
         if self._on_gpu:
-            event = torch.cuda.Event()
-            event.record()
-            self._ends.append(event)
+            self._last = torch.cuda.Event()
+            self._last.record()
