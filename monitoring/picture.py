@@ -27,9 +27,7 @@ DASHBOARD = Path(__file__).with_name("grafana") / "dashboards" / "vericache.json
 RATE_INTERVAL = "20s"
 STEP_S = 2
 GRID_COLUMNS, COLUMN_INCHES, ROW_INCHES = 24, 0.62, 0.36
-FOOTER = (
-    "Drawn by monitoring/picture.py from what Prometheus scraped; Grafana draws it differently."
-)
+FOOTER = "Drawn by monitoring/picture.py from what Prometheus scraped: no screenshot of Grafana."
 
 Series = tuple[str, list[float], list[float]]
 
@@ -40,9 +38,8 @@ def filled(query: str) -> str:
     return re.sub(r"\$(model|instance)\b", ".*", query)
 
 
-def ask(url: str, query: str, minutes: float, legend: str) -> list[Series]:
-    """Name, seconds from now (negative) and values of each series that the query finds."""
-    end = time.time()
+def ask(url: str, query: str, end: float, minutes: float, legend: str) -> list[Series]:
+    """Name, seconds from the end (negative) and values of each series that the query finds."""
     options = {"query": filled(query), "start": end - 60 * minutes, "end": end, "step": STEP_S}
     response = requests.get(f"{url}/api/v1/query_range", params=options, timeout=30)
     answer = response.json()
@@ -71,7 +68,7 @@ def draw_panel(axes: Axes, panel: dict[str, Any], found: list[Series], minutes: 
             axes.text(0.5, 0.5, f"{shown}\n{name}", ha="center", va="center", fontsize=14)
         return
     axes.set_xlim(-60 * minutes, 0)
-    axes.set_xlabel("seconds ago", fontsize=7)
+    axes.set_xlabel("seconds", fontsize=7)
     if panel["type"] == "heatmap":
         draw_heatmap(axes, found)
         return
@@ -108,6 +105,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prometheus", default="http://127.0.0.1:9090", metavar="URL")
     parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--end", type=float, default=time.time(), help="Unix time (default: now)")
     parser.add_argument("--title", default="VeriCache")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     arguments = parser.parse_args()
@@ -124,9 +122,8 @@ def main() -> int:
         columns = slice(place["x"], place["x"] + place["w"])
         found = []
         for target in panel["targets"]:
-            answers = ask(
-                arguments.prometheus, target["expr"], arguments.minutes, target["legendFormat"]
-            )
+            span = (arguments.end, arguments.minutes)
+            answers = ask(arguments.prometheus, target["expr"], *span, target["legendFormat"])
             if not answers:
                 silent.append(f"{panel['title']}: {target['expr']}")
             found += answers
