@@ -78,6 +78,8 @@ class VeriCacheConfig:
         horizon: draft tokens per round (k); a verify pass reads k + 1 tokens.
         horizon_policy: "adaptive" chooses among horizons up to that one, plain decoding included,
             by measured tokens a second; "fixed" keeps to it; "auto" is adaptive on a GPU.
+        max_step_ms: milliseconds that an adaptive scheduler step should last at most: a round
+            takes several steps, or a step several plain tokens, to come near it.
         draft_dtype: pool format of the compressed KV; "auto" keeps the model's.
         draft_memory_bytes: size of the draft pool; None means sized from the main pool.
         min_context_tokens: shorter contexts are decoded plainly.
@@ -92,6 +94,7 @@ class VeriCacheConfig:
     keep_tokens: int | None = None
     horizon: int = 16
     horizon_policy: str = "auto"
+    max_step_ms: int = 30
     draft_dtype: str = "auto"
     draft_memory_bytes: int | None = None
     min_context_tokens: int = 512
@@ -112,6 +115,7 @@ class VeriCacheConfig:
             )
         _at_least("--vericache-keep-tokens", self.keep_tokens, 1)
         _at_least("--vericache-horizon", self.horizon, 1)
+        _at_least("--vericache-max-step-ms", self.max_step_ms, 1)
         _at_least("--vericache-min-context", self.min_context_tokens, 1)
         _at_least("--vericache-stagger", self.stagger_groups, 1)
         _at_least("--vericache-fold-tail", self.fold_tail_tokens, RECENT_TOKENS + 1)
@@ -122,6 +126,10 @@ class VeriCacheConfig:
     def verify_width(self) -> int:
         """Tokens of a request in one verify pass: the pending one and the drafted ones."""
         return self.horizon + 1
+
+    @property
+    def max_step_seconds(self) -> float:
+        return self.max_step_ms / 1000
 
     @property
     def tail_capacity(self) -> int:

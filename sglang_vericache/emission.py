@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
@@ -10,7 +11,7 @@ from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.utils import GenerationBatchResult
 
 from sglang_vericache.draft_input import PendingTokens
-from sglang_vericache.plain.decoder import PlainStep
+from sglang_vericache.plain.decoder import PlainTokens
 from sglang_vericache.plain.outputs import spread_output
 from sglang_vericache.verify.verifier import Verified
 
@@ -21,14 +22,33 @@ class Emission:
     Args:
         pending: ``[bs]`` the tokens whose KV is not computed yet.
         width: most tokens that a request can yield.
+        on_publish: takes the new lengths; the scheduler prepares its next step as soon as the
+            device has them.
     """
 
-    def __init__(self, batch: ScheduleBatch, pending: torch.Tensor, width: int) -> None:
+    def __init__(
+        self, batch: ScheduleBatch, pending: torch.Tensor, width: int, on_publish: Any
+    ) -> None:
         size, device = len(batch.reqs), batch.seq_lens.device
         self.tokens = torch.zeros((size, width), dtype=torch.int64, device=device)
         self.yields = torch.zeros(size, dtype=torch.int64, device=device)
         self.pending = pending.clone()
         self.output = LogitsProcessorOutput(next_token_logits=None)
+        self._on_publish = on_publish
+        self._lengths = batch.seq_lens
+        self._new_lengths: torch.Tensor | None = None
+
+    def publish(self, plain: torch.Tensor | None = None, plain_steps: int = 0) -> None:
+        """Announce a step that verifies nothing before it runs: its yields are known.
+
+        Args:
+            plain: places of the requests that will yield ``plain_steps`` tokens each.
+        """
+        if plain is not None:
+            self.yields[plain] = plain_steps
+        self._new_lengths = self._lengths + self.yields
+        if self._on_publish is not None:
+            self._on_publish(self._new_lengths)
 
     def add_verified(self, index: torch.Tensor, verified: Verified) -> None:
         self.tokens[index, : verified.tokens.shape[1]] = verified.tokens
@@ -36,23 +56,23 @@ class Emission:
         last = verified.tokens.gather(1, verified.yields[:, None] - 1)
         self.pending[index] = last[:, 0]
 
-    def add_plain(self, index: torch.Tensor, indices: Sequence[int], step: PlainStep) -> None:
-        tokens = step.tokens.to(torch.int64)
-        self.tokens[index, 0] = tokens
-        self.yields[index] = 1
-        self.pending[index] = tokens
-        size, width = self.tokens.shape
-        self.output = spread_output(step.output, index, indices, size, width)
+    def add_plain(self, index: torch.Tensor, indices: Sequence[int], plain: PlainTokens) -> None:
+        steps = plain.tokens.shape[1]
+        self.tokens[index, :steps] = plain.tokens
+        self.yields[index] = steps
+        self.pending[index] = plain.tokens[:, -1]
+        if steps == 1:
+            size, width = self.tokens.shape
+            self.output = spread_output(plain.output, index, indices, size, width)
 
-    def result(self, batch: ScheduleBatch, on_publish) -> GenerationBatchResult:
-        new_seq_lens = batch.seq_lens + self.yields
-        if on_publish is not None:
-            on_publish(new_seq_lens)
+    def result(self) -> GenerationBatchResult:
+        if self._new_lengths is None:
+            self.publish()
         return GenerationBatchResult(
             logits_output=self.output,
             next_token_ids=self.tokens.flatten(),
             accept_lens=self.yields.to(torch.int32),
-            new_seq_lens=new_seq_lens,
+            new_seq_lens=self._new_lengths,
             next_draft_input=PendingTokens(self.pending),
             speculative_num_draft_tokens=self.tokens.shape[1],
             # A step may accept nothing, and SGLang subtracts this before it counts.

@@ -122,6 +122,12 @@ FLAGS: tuple[Flag, ...] = (
         "Choose the horizon by measured speed, plain decoding included, or keep to it (default "
         "auto: adaptive on a GPU).",
     ),
+    _integer_flag(
+        "vericache_max_step_ms",
+        "max_step_ms",
+        "Milliseconds that an adaptive scheduler step should last at most: longer rounds take "
+        "several steps (default 30).",
+    ),
     Flag(
         "vericache_draft_dtype",
         "draft_dtype",

@@ -121,15 +121,19 @@ class DraftCounters:
         self.rows_full += other.rows_full
         self.draft_rows_limit_exceeded += other.draft_rows_limit_exceeded
 
-    def cut(self, tokens: int, rows_full: int, round_tokens: int) -> None:
-        """Take back ``tokens`` that a round yielded past the end of its request.
+    def cut(self, tokens: int, rows_full: int, round_tokens: int, reason: str | None) -> None:
+        """Take back ``tokens`` that a step yielded past the end of its request.
 
         Args:
             rows_full: rows that plain decoding would have read for them.
-            round_tokens: tokens that the round was counted with.
+            round_tokens: tokens that the step was counted with.
+            reason: why they were decoded plainly, or None for those of a round.
         """
-        self.accepted -= tokens
         self.rows_full -= rows_full
+        if reason is not None:
+            self.plain[reason] -= tokens
+            return
+        self.accepted -= tokens
         self.yields[round_tokens] -= 1
         self.yields[round_tokens - tokens] += 1
 

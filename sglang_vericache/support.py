@@ -18,6 +18,7 @@ ENDED = "ended"
 DISABLED_BY_REQUEST = "disabled_by_request"
 SWITCHED_OFF = "switched_off"
 PLAIN_IS_FASTER = "plain_is_faster"
+SAMPLING = "sampling"
 
 
 def validate_server(settings: Any) -> str | None:
@@ -122,10 +123,20 @@ def draft_obstacle(req: Any, options: RequestOptions) -> str | None:
     Args:
         req: SGLang's Req.
     """
+    if not options.enabled:
+        return DISABLED_BY_REQUEST
+    return SAMPLING if req.sampling_params.top_k > 1 else _extra_of(req)
+
+
+def is_token_by_token(req: Any) -> bool:
+    """Whether the host has to see each token of a request before the next one is computed, or
+    returns more than tokens. Sampling alone needs neither."""
+    return _extra_of(req) is not None
+
+
+def _extra_of(req: Any) -> str | None:
     params = req.sampling_params
     for found, reason in (
-        (not options.enabled, DISABLED_BY_REQUEST),
-        (params.top_k > 1, "sampling"),
         (req.grammar is not None, "grammar"),
         (_has_penalty(params), "penalty"),
         (params.logit_bias is not None, "logit_bias"),

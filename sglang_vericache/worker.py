@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.tp_worker import TpModelWorker
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.runtime_context import get_observability
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 
 from sglang_vericache.compressors.registry import create_scorer
-from sglang_vericache.config import RECENT_TOKENS, VeriCacheConfig
+from sglang_vericache.config import VeriCacheConfig
 from sglang_vericache.draft.backend import DraftAttentionBackend
 from sglang_vericache.draft.drafter import Drafter
 from sglang_vericache.draft.graphs import DraftGraphs
@@ -34,22 +34,12 @@ from sglang_vericache.plugin import applied_hooks
 from sglang_vericache.pool.sizing import create_pool, create_rows, main_row_bytes
 from sglang_vericache.request_options import options_of
 from sglang_vericache.rounds.accounting import StepAccount
-from sglang_vericache.rounds.controller import PLAIN
 from sglang_vericache.rounds.pace import Choice, create_pace
 from sglang_vericache.rounds.policy import Candidate, RoundPlan, plan_step
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.requests import RunningRequests
-from sglang_vericache.support import (
-    AWAITS_CHECKPOINT,
-    END_OF_OUTPUT,
-    NO_DRAFT_MEMORY,
-    PLAIN_IS_FASTER,
-    SHORT_CONTEXT,
-    SWITCHED_OFF,
-    draft_obstacle,
-    validate_layers,
-)
-from sglang_vericache.tree.view import DraftView
+from sglang_vericache.rounds.view_keeper import ViewKeeper
+from sglang_vericache.support import END_OF_OUTPUT, draft_obstacle, validate_layers
 from sglang_vericache.tree.view_builder import FullKV, ViewBuilder
 from sglang_vericache.upload import to_device
 from sglang_vericache.verify.logits_consumer import create_picker
@@ -80,7 +70,6 @@ class VeriCacheWorker(BaseSpecWorker):
         self.drafting = True
         self.settled = DraftCounters()  # of the step whose yields came last
         self._accounts: deque[StepAccount] = deque()
-        self._opened: list[tuple[DraftView, int]] = []  # in this step, with committed tokens
         self._step = 0
 
     @property
@@ -154,6 +143,9 @@ class VeriCacheWorker(BaseSpecWorker):
             self.config, self.scorer, self.pool, self.rows, self.tree_cache.spans, self.full
         )
         self.requests = RunningRequests(self.config, self.views, self.capture.forget)
+        self.keeper = ViewKeeper(
+            self.config, self.views, self.tree_cache, self.capture, self.pace, self.phases
+        )
         self.tree_cache.listener = self.requests
         logger.info("vericache active: %s", self.status())
 
@@ -194,91 +186,32 @@ class VeriCacheWorker(BaseSpecWorker):
         committed = batch.seq_lens_cpu.tolist()
         choice = self.pace.begin(committed)
         states = self.requests.of(batch, committed)
-        reasons = [
-            self._prepare(req, state, length, choice)
-            for req, state, length in zip(batch.reqs, states, committed, strict=True)
-        ]
-        with self.phases("build"):
-            self.views.fill_tails(self._opened)
-        self._opened = []
-        plan = self._plan(batch, states, reasons, committed, choice.horizon)
-        account = StepAccount(states, committed, reasons, plan)
+        reasons = self.keeper.prepare(
+            batch.reqs, states, committed, choice if self.drafting else None
+        )
+        plan = self._plan(batch, states, reasons, committed, choice)
+        plain_steps = self._plain_steps(plan, states, committed, choice)
+        self.pace.planned(plain_steps if plan.only_plain else 0, plan.ends_round)
+        account = StepAccount(states, committed, reasons, plan, plain_steps)
 
         # SGLang's own path sets this in TpModelWorker; ours goes past it to the model runner.
         self.target_worker.set_hicache_consumer(-1)
+        emission = Emission(batch, pending, self.config.verify_width, on_publish)
+        plain = to_device(plan.plain, batch.seq_lens.device) if plan.plain else None
         verify = self.verifier.prepare(batch, plan.verify, pending) if plan.verify else None
+        if verify is None:
+            emission.publish(plain, plain_steps)
         if plan.draft:
-            drafted = [states[i].drafted for i, _ in plan.draft]
-            with self.phases("draft"):
-                self.drafter.run(batch, plan.draft, drafted, pending)
+            self._draft(batch, plan.draft, states, pending)
             account.drafted(plan.draft)
             for i, count in plan.draft:
                 states[i].drafted += count
-        emission = Emission(batch, pending, self.config.verify_width)
         if verify is not None:
             self._verify(batch, states, verify, emission)
-        if plan.plain:
-            self._decode_plainly(batch, plan.plain, states, pending, emission)
+        if plain is not None:
+            self._decode_plainly(batch, plain, plan.plain, states, pending, plain_steps, emission)
         self._accounts.append(account)
-        return emission.result(batch, on_publish)
-
-    def _prepare(self, req: Req, state: RequestState, committed: int, choice: Choice) -> str | None:
-        """Give a request its draft view, or say why this step decodes it plainly."""
-        if state.obstacle is not None:
-            return state.obstacle
-        if not self.drafting:
-            return SWITCHED_OFF
-        plain = choice.horizon == PLAIN
-        if plain and choice.lasting:
-            self._close_view(state)
-        if state.view is None:
-            return PLAIN_IS_FASTER if plain else self._open_view(req, state, committed)
-        long_tail = state.view.tail_tokens(committed) > self.config.fold_tail_tokens
-        folds = state.drafted == 0 and long_tail
-        if folds and not self._fold(state.view, committed):
-            return self._without_memory(state)
-        if not self._reserve(state.view, committed):
-            return self._without_memory(state)
-        return PLAIN_IS_FASTER if plain else None
-
-    def _open_view(self, req: Req, state: RequestState, committed: int) -> str | None:
-        if committed < self.config.min_context_tokens:
-            return SHORT_CONTEXT
-        if state.memory_generation == self.pool.allocator.generation:
-            return NO_DRAFT_MEMORY
-        if not self.tree_cache.holds_prompt(req, state.prompt_tokens):
-            # Overlap scheduling: the prefill's result is processed while this step runs.
-            return AWAITS_CHECKPOINT
-        # A span over the prompt can be shared; what was generated since goes to the tail.
-        fresh = committed - state.prompt_tokens <= RECENT_TOKENS
-        shareable = fresh and state.prompt_tokens >= self.config.min_context_tokens
-        end = state.prompt_tokens if shareable else committed
-        self.pace.unusual()
-        path, seen = self.tree_cache.path_of(req), self.capture.observation(req.rid)
-        with self.phases("build"):
-            state.view = self.views.open(state.row, path, end, seen, state.budget)
-        if state.view is None or not self._reserve(state.view, committed):
-            return self._without_memory(state)
-        self.capture.forget(req.rid)
-        self._opened.append((state.view, committed))
-        return None
-
-    def _fold(self, view: DraftView, committed: int) -> bool:
-        with self.phases("build"):
-            return self.views.fold(view, committed)
-
-    def _reserve(self, view: DraftView, committed: int) -> bool:
-        return self.views.reserve(view, view.length(committed) + self.config.verify_width)
-
-    def _close_view(self, state: RequestState) -> None:
-        if state.view is not None:
-            self.views.close(state.view)
-        state.view, state.drafted = None, 0
-
-    def _without_memory(self, state: RequestState) -> str:
-        self._close_view(state)
-        state.memory_generation = self.pool.allocator.generation
-        return NO_DRAFT_MEMORY
+        return emission.result()
 
     def _plan(
         self,
@@ -286,20 +219,40 @@ class VeriCacheWorker(BaseSpecWorker):
         states: Sequence[RequestState],
         reasons: list[str | None],
         committed: Sequence[int],
-        horizon: int,
+        choice: Choice,
     ) -> RoundPlan:
         candidates = []
         for i, (req, state) in enumerate(zip(batch.reqs, states, strict=True)):
             # Not from output_ids, which trail by a step under overlap scheduling.
             produced = committed[i] + 1 - len(req.origin_input_ids)
             remaining = req.sampling_params.max_new_tokens - produced
-            most = min(state.horizon, horizon)
+            most = min(state.horizon, choice.horizon)
             room = min(most, remaining - 1, self.max_position - committed[i])
             if reasons[i] is None and room <= 0:
                 reasons[i] = END_OF_OUTPUT
             candidates.append(Candidate(i, reasons[i] is None, state.drafted, room, state.group))
         self._step += 1
-        return plan_step(candidates, self._step, horizon, self.config.stagger_groups)
+        groups = self.config.stagger_groups
+        return plan_step(candidates, self._step, choice.horizon, groups, choice.share)
+
+    def _plain_steps(
+        self,
+        plan: RoundPlan,
+        states: Sequence[RequestState],
+        committed: Sequence[int],
+        choice: Choice,
+    ) -> int:
+        """Tokens to decode plainly in this step, one after the other."""
+        if not plan.only_plain or any(states[i].token_by_token for i in plan.plain):
+            return 1
+        # The rotary embedding and the row end with the context.
+        room = self.max_position + 1 - max(committed[i] for i in plan.plain)
+        return max(min(choice.plain_steps, self.config.verify_width, room), 1)
+
+    def _draft(self, batch, work, states, pending) -> None:
+        drafted = [states[i].drafted for i, _ in work]
+        with self.phases("draft"):
+            self.drafter.run(batch, work, drafted, pending)
 
     def _verify(self, batch, states, prepared: PreparedVerify, emission: Emission) -> None:
         index = prepared.index
@@ -313,17 +266,18 @@ class VeriCacheWorker(BaseSpecWorker):
         for i in prepared.indices:
             states[i].drafted = 0
 
-    def _decode_plainly(self, batch, indices, states, pending, emission: Emission) -> None:
-        index = to_device(indices, batch.seq_lens.device)
+    def _decode_plainly(
+        self, batch, index, indices, states, pending, steps, emission: Emission
+    ) -> None:
         with self.phases("plain"):
-            step = decode_plainly(self.target_worker, batch, index, indices, pending)
-        emission.add_plain(index, indices, step)
+            plain = decode_plainly(self.target_worker, batch, index, indices, pending, steps)
+        emission.add_plain(index, indices, plain)
         viewed = [n for n, i in enumerate(indices) if states[i].view is not None]
         if viewed:
             part = to_device(viewed, index.device)
-            column = torch.zeros((1, 1), dtype=torch.int64, device=index.device)
-            kept = torch.ones((len(viewed), 1), dtype=torch.bool, device=index.device)
-            self._commit(batch, index[part], column, kept, step.source_slots[part, None])
+            column = torch.arange(steps, device=index.device)
+            kept = torch.ones((len(viewed), steps), dtype=torch.bool, device=index.device)
+            self._commit(batch, index[part], column[None], kept, plain.source_slots[part])
             for n in viewed:
                 states[indices[n]].drafted = 0
 
@@ -356,7 +310,7 @@ class VeriCacheWorker(BaseSpecWorker):
         self.drafting = on
         if not on and self.requests is not None:
             for state in self.requests:
-                self._close_view(state)
+                self.keeper.close(state)
 
     def get_update_handlers(self) -> dict[str, tuple]:
         """SGLang asks this for run-time settings where it is patched (patches/0012)."""

@@ -9,7 +9,6 @@ import torch
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.tp_worker import TpModelWorker
-from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from sglang_vericache.plain.sampling import select_sampling
@@ -17,13 +16,14 @@ from sglang_vericache.sub_batch import sub_batch
 
 
 @dataclass(frozen=True)
-class PlainStep:
-    """One token of each of n requests.
+class PlainTokens:
+    """Tokens of each of n requests, from m steps.
 
     Attributes:
-        tokens: ``[n]``.
-        source_slots: ``[n]`` int64 main slots of the tokens that were read; their KV is there now.
-        output: logits and log-probabilities, rows in the order of the requests.
+        tokens: ``[n, m]`` int64.
+        source_slots: ``[n, m]`` int64 main slots of the tokens that were read; their KV is there
+            now.
+        output: logits and log-probabilities of the last step, rows in the order of the requests.
     """
 
     tokens: torch.Tensor
@@ -37,30 +37,36 @@ def decode_plainly(
     index: torch.Tensor,
     indices: Sequence[int],
     pending: torch.Tensor,
-) -> PlainStep:
-    """Decode requests ``indices`` by one token, exactly as SGLang does without speculation.
+    steps: int = 1,
+) -> PlainTokens:
+    """Decode requests ``indices`` by ``steps`` tokens, exactly as SGLang does without speculation.
 
     Args:
         index: ``indices`` as an int64 tensor on the device.
         pending: ``[bs]`` the token of each request whose KV is not computed yet.
+
+    Precondition: with more than one step, nothing that a request asks for needs its last token on
+    the host.
     """
     requests, committed = batch.req_pool_indices[index], batch.seq_lens[index]
-    source_slots = batch.req_to_token_pool.req_to_token[requests, committed].to(torch.int64)
+    positions = committed[:, None] + torch.arange(steps, device=committed.device)
+    table = batch.req_to_token_pool.req_to_token
+    source_slots = table[requests[:, None], positions].to(torch.int64)
     part = sub_batch(
-        batch,
-        indices,
-        index,
-        ForwardMode.DECODE,
-        committed + 1,
-        pending[index],
-        source_slots,
+        batch, indices, index, ForwardMode.DECODE, committed, pending[index], source_slots[:, 0]
     )
-    part.seq_lens_cpu = batch.seq_lens_cpu[list(indices)] + 1
-    part.orig_seq_lens = part.orig_seq_lens + 1
+    part.seq_lens_cpu = batch.seq_lens_cpu[list(indices)]
     _take_request_options(part, batch, indices)
     part.sampling_info = select_sampling(batch, indices, index)
-    result: GenerationBatchResult = worker.forward_batch_generation(part)
-    return PlainStep(result.next_token_ids, source_slots, result.logits_output)
+    tokens = []
+    for step in range(steps):
+        part.seq_lens, part.seq_lens_cpu = part.seq_lens + 1, part.seq_lens_cpu + 1
+        part.orig_seq_lens, part.seq_lens_sum = part.orig_seq_lens + 1, None
+        part.out_cache_loc = source_slots[:, step].contiguous()
+        result = worker.forward_batch_generation(part)
+        part.input_ids = result.next_token_ids.to(torch.int64)
+        tokens.append(part.input_ids)
+    return PlainTokens(torch.stack(tokens, dim=1), source_slots, result.logits_output)
 
 
 def _take_request_options(

@@ -15,7 +15,7 @@ def rows_of_plain_decoding(first: int, tokens: int) -> int:
 
 
 class StepAccount:
-    """One step of a batch.
+    """One step of a batch, with ``plain_steps`` tokens for each that is decoded plainly.
 
     Rows are KV rows per layer and kv head: a draft step reads the view, a verify pass and a
     plain step read the full KV once.
@@ -27,14 +27,16 @@ class StepAccount:
         committed: Sequence[int],
         reasons: Sequence[str | None],
         plan: RoundPlan,
+        plain_steps: int = 1,
     ) -> None:
         self.states, self.committed, self.reasons, self.plan = states, committed, reasons, plan
         self.counters = [DraftCounters() for _ in states]
         for i in plan.plain:
             reason = reasons[i]
             assert reason is not None, "a request that could draft is not decoded plainly"
-            self.counters[i].plain[reason] += 1
-            self.counters[i].full_rows_read += committed[i] + 1
+            self.counters[i].plain[reason] += plain_steps
+            rows = rows_of_plain_decoding(committed[i] + 1, plain_steps)
+            self.counters[i].full_rows_read += rows
         for i, drafted in plan.verify:
             self.counters[i].rounds += 1
             self.counters[i].drafted += drafted
@@ -67,7 +69,9 @@ class StepAccount:
             if i in verified:
                 counters.accepted += tokens - 1
                 counters.yields[tokens] += 1
-                state.last_yield = tokens
+                state.last_yield, state.last_reason = tokens, None
+            elif tokens:
+                state.last_yield, state.last_reason = tokens, self.reasons[i]
             counters.rows_full += rows_of_plain_decoding(self.committed[i] + 1, tokens)
             state.counters.add(counters)
             step.add(counters)

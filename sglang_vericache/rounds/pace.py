@@ -1,8 +1,9 @@
-"""Times the steps of a batch for the horizon controller. Pure."""
+"""Times the steps of a batch, for the horizon controller and for the length of a step. Pure."""
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,14 +14,27 @@ from sglang_vericache.rounds.controller import PLAIN, HorizonController, Load
 
 logger = logging.getLogger(__name__)
 
+# Plain steps in one scheduler step: the scheduler's own work is spread over so many tokens, and
+# that many may be computed in vain behind the end of an output.
+MOST_PLAIN_STEPS = 8
+# What an observation still weighs after the next one.
+DECAY = 0.8
+
 
 @dataclass
 class _Step:
-    """A step is known when both are: under overlap scheduling the yields come last, else first."""
+    """A step is known when both are: under overlap scheduling the yields come last, else first.
+
+    Attributes:
+        plain_steps: tokens that every request decodes plainly; 0 when some request drafts.
+        ends_round: tokens drafted so far are verified in it, or there are none.
+    """
 
     load: Load
     horizon: int
     usual: bool = True
+    plain_steps: int = 0
+    ends_round: bool = True
     seconds: float | None = None
     tokens: int | None = None
 
@@ -28,45 +42,75 @@ class _Step:
 @dataclass(frozen=True)
 class Choice:
     """Attributes:
-    horizon: most tokens to draft in this step; PLAIN for none.
+    horizon: most tokens to draft in this round; PLAIN for none.
     lasting: it is the choice, not a trial.
+    share: most tokens to draft in this step.
+    plain_steps: tokens to decode plainly in this step where nothing drafts.
     """
 
     horizon: int
     lasting: bool
+    share: int
+    plain_steps: int = 1
+
+
+class _Averages(dict):
+    """Decayed means by key."""
+
+    def add(self, key, value: float) -> None:
+        known = self.get(key)
+        self[key] = value if known is None else DECAY * known + (1 - DECAY) * value
 
 
 class Pace:
     """A step lasts from its beginning to the next one's.
 
     Args:
-        controller: None keeps to ``horizon``.
+        controller: None keeps to ``horizon``, a whole round and one plain token a step.
+        longest_step: seconds that a step should last at most: a longer round is drafted in
+            several, and so many plain steps are taken in one.
     """
 
     def __init__(
         self,
         horizon: int,
         controller: HorizonController | None,
+        longest_step: float = math.inf,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.horizon, self.controller, self._clock = horizon, controller, clock
+        self.horizon, self.controller = horizon, controller
+        self.longest_step, self._clock = longest_step, clock
         self._steps: deque[_Step] = deque()
         self._last: _Step | None = None
         self._began = 0.0
+        self._choice = Choice(horizon, True, horizon)
+        self._plain_seconds, self._round_seconds = _Averages(), _Averages()
+        # Of the round whose steps are being reported.
+        self._seconds, self._tokens, self._usual = 0.0, 0, True
 
     def begin(self, contexts: Sequence[int]) -> Choice:
         """A step over requests of so many committed tokens begins."""
         if self.controller is None:
-            return Choice(self.horizon, True)
+            return self._choice
         now = self._clock()
         if self._last is not None:
             self._last.seconds = now - self._began
+            self._report()
         load = Load.of(contexts)
-        horizon = self.controller.choose(load)
-        self._last, self._began = _Step(load, horizon), now
+        if self._last is None or self._last.ends_round:
+            self._choice = self._choose(load)
+        else:
+            load = self._last.load  # of the round, which goes on
+        self._last, self._began = _Step(load, self._choice.horizon), now
         self._steps.append(self._last)
-        self._report()
-        return Choice(horizon, horizon == self.controller.current(load))
+        return self._choice
+
+    def planned(self, plain_steps: int, ends_round: bool) -> None:
+        """What the step that just began does; see `_Step`."""
+        if self._last is not None:
+            self._last.plain_steps, self._last.ends_round = plain_steps, ends_round
+            if plain_steps:
+                self._last.horizon = PLAIN  # nobody could draft, whatever was chosen
 
     def unusual(self) -> None:
         """This step does what most do not: it builds draft views."""
@@ -98,14 +142,41 @@ class Pace:
             for load, rates in self.controller.rates().items()
         }
 
+    def _choose(self, load: Load) -> Choice:
+        assert self.controller is not None
+        horizon = self.controller.choose(load)
+        steps = math.ceil(self._round_seconds.get((load, horizon), 0.0) / self.longest_step) or 1
+        plain = self._plain_seconds.get(load)
+        fitting = 1 if plain is None else int(self.longest_step / 2 / max(plain, 1e-6))
+        return Choice(
+            horizon,
+            horizon == self.controller.current(load),
+            share=math.ceil(horizon / steps),
+            plain_steps=min(max(fitting, 1), MOST_PLAIN_STEPS),
+        )
+
     def _report(self) -> None:
         while self._steps and self.controller is not None:
             step = self._steps[0]
             if step.seconds is None or step.tokens is None:
                 break
             self._steps.popleft()
-            if step.usual:
-                self.controller.observe(step.load, step.horizon, step.seconds, step.tokens)
+            self._seconds += step.seconds
+            self._tokens += step.tokens
+            self._usual &= step.usual
+            if step.ends_round:
+                self._report_round(step)
+                self._seconds, self._tokens, self._usual = 0.0, 0, True
+
+    def _report_round(self, last: _Step) -> None:
+        if not self._usual:
+            return
+        if last.plain_steps:
+            self._plain_seconds.add(last.load, self._seconds / last.plain_steps)
+        else:
+            self._round_seconds.add((last.load, last.horizon), self._seconds)
+        assert self.controller is not None
+        self.controller.observe(last.load, last.horizon, self._seconds, self._tokens)
 
 
 def horizons_up_to(longest: int) -> tuple[int, ...]:
@@ -118,7 +189,8 @@ def create_pace(config: VeriCacheConfig, on_gpu: bool) -> Pace:
     policy = config.horizon_policy
     if policy == "fixed" or (policy == "auto" and not on_gpu):
         return Pace(config.horizon, None)
-    return Pace(config.horizon, HorizonController(horizons_up_to(config.horizon), _log_switch))
+    controller = HorizonController(horizons_up_to(config.horizon), _log_switch)
+    return Pace(config.horizon, controller, config.max_step_seconds)
 
 
 def _log_switch(load: Load, before: int, after: int) -> None:

@@ -32,8 +32,8 @@ class RoundPlan:
     """What each request of a batch does in this scheduler step.
 
     Attributes:
-        plain: indices decoded by one token over the full KV. These never sit out a step: SGLang
-            counts penalties once a step.
+        plain: indices decoded token by token over the full KV. These never sit out a step:
+            SGLang counts penalties once a step.
         draft: (index, tokens to draft now).
         verify: (index, tokens drafted by then); the others that draft accept nothing.
     """
@@ -42,19 +42,40 @@ class RoundPlan:
     draft: tuple[tuple[int, int], ...]
     verify: tuple[tuple[int, int], ...]
 
+    @property
+    def only_plain(self) -> bool:
+        return not self.draft and not self.verify
 
-def plan_step(candidates: Sequence[Candidate], step: int, horizon: int, groups: int) -> RoundPlan:
-    """Draft for everyone who may, verify the group whose turn it is.
+    @property
+    def ends_round(self) -> bool:
+        """Nothing drafted is left unverified by it."""
+        return bool(self.verify) or not self.draft
 
-    With one group every request drafts its horizon and verifies in the same step. With more, a
-    request drafts a share of its horizon in each step and verifies when its turn comes, so that
-    at any step one group's full KV is needed.
+
+def plan_step(
+    candidates: Sequence[Candidate],
+    step: int,
+    horizon: int,
+    groups: int,
+    share: int | None = None,
+) -> RoundPlan:
+    """Draft for everyone who may, verify whose turn it is.
+
+    With one group all requests are in the same round: everyone drafts up to ``share`` tokens a
+    step, and all verify in the step in which those furthest ahead have drafted all they may. Who
+    joins in the middle of a round verifies with the others what it has by then.
+
+    With more groups a request drafts a group's part of its horizon in each step and verifies when
+    its group's turn comes, so that at any step one group's full KV is needed.
+
+    Args:
+        share: most tokens to draft in one step; a whole round when None.
     """
+    part = math.ceil(horizon / groups)
+    share = part if share is None else min(part, share)
     plain: list[int] = []
     draft: list[tuple[int, int]] = []
-    waiting: list[tuple[int, int]] = []
-    verify: list[tuple[int, int]] = []
-    share = math.ceil(horizon / groups)
+    drafting: list[tuple[Candidate, int]] = []
     for candidate in candidates:
         if not candidate.drafts or candidate.room <= 0:
             plain.append(candidate.index)
@@ -62,9 +83,13 @@ def plan_step(candidates: Sequence[Candidate], step: int, horizon: int, groups: 
         count = min(share, candidate.room - candidate.drafted)
         if count > 0:
             draft.append((candidate.index, count))
-        drafted = candidate.drafted + max(count, 0)
-        turn = step % groups == candidate.group
-        (verify if turn else waiting).append((candidate.index, drafted))
+        drafting.append((candidate, candidate.drafted + max(count, 0)))
+    if groups == 1:
+        furthest = max((drafted for _, drafted in drafting), default=0)
+        goes_on = any(d == furthest and d < c.room for c, d in drafting)
+        verify = [] if goes_on else [(c.index, d) for c, d in drafting]
+    else:
+        verify = [(c.index, d) for c, d in drafting if step % groups == c.group]
     if not plain and not draft and not verify:
-        verify = waiting  # nobody would move
+        verify = [(c.index, d) for c, d in drafting]  # nobody would move
     return RoundPlan(tuple(plain), tuple(draft), tuple(verify))

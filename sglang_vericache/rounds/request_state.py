@@ -16,6 +16,7 @@ class RequestState:
     Attributes:
         row: its row in the request tables.
         obstacle: why it never drafts, or None.
+        token_by_token: the host has to see each of its tokens before the next is computed.
         prompt_tokens: committed tokens in its first decode step.
         view: its draft view, once it has one.
         drafted: tokens drafted since the last verification.
@@ -25,7 +26,8 @@ class RequestState:
         counters: the request's own, which outlive this record when it is retracted.
         horizon: most tokens that it drafts before a verification.
         budget: for its draft view.
-        last_yield: tokens of its last round.
+        last_yield, last_reason: tokens of its last round, or of its last plain steps and why
+            they were plain.
         memory_generation: count of frees when memory was last refused; asked again only after
             something was freed.
     """
@@ -42,4 +44,6 @@ class RequestState:
     view: DraftView | None = None
     drafted: int = 0
     last_yield: int = 0
+    last_reason: str | None = None
+    token_by_token: bool = False
     memory_generation: int = -1

@@ -12,7 +12,7 @@ from sglang_vericache.request_options import options_of
 from sglang_vericache.rounds.accounting import rows_of_plain_decoding
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.stagger import assign_group
-from sglang_vericache.support import ENDED, draft_obstacle
+from sglang_vericache.support import ENDED, draft_obstacle, is_token_by_token
 from sglang_vericache.tree.view_builder import ViewBuilder
 from sglang_vericache.tree.view_plan import PathNode
 
@@ -58,6 +58,7 @@ class RunningRequests:
                 rid=req.rid,
                 row=req.kv.req_pool_idx,
                 obstacle=draft_obstacle(req, options),
+                token_by_token=is_token_by_token(req),
                 group=assign_group((s.group for s in self), self.config.stagger_groups),
                 counters=counters_of(req),
                 prompt_tokens=committed,
@@ -104,11 +105,11 @@ class RunningRequests:
                 self.views.close(state.view)
 
     def _cut_overshoot(self, req: Req) -> None:
-        """A round is counted before its request's end is found in it."""
+        """A round, or several plain steps, are counted before a request's end is found in them."""
         kept = len(req.output_ids_through_stop)
         past_end = len(req.output_ids) - kept
         state = self._states.get(req.rid)
         if past_end > 0 and state is not None:
             rows = rows_of_plain_decoding(len(req.origin_input_ids) + kept, past_end)
             for counters in (counters_of(req), self.total):
-                counters.cut(past_end, rows, state.last_yield)
+                counters.cut(past_end, rows, state.last_yield, state.last_reason)

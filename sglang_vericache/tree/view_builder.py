@@ -15,12 +15,13 @@ from sglang_vericache.compressors.select import select_rows
 from sglang_vericache.compressors.watch import Observation
 from sglang_vericache.config import RECENT_TOKENS, VeriCacheConfig
 from sglang_vericache.kernels.commit_rows import commit_rows
-from sglang_vericache.kernels.gather_span import gather_span, regather_span
+from sglang_vericache.kernels.gather_span import gather_span
 from sglang_vericache.metrics import SpanCounters
 from sglang_vericache.pool.draft_pool import DraftPool
 from sglang_vericache.pool.rows import DraftRows
 from sglang_vericache.pool.span import Span
 from sglang_vericache.tree.span_table import SpanTable
+from sglang_vericache.tree.tail_fold import TailFold, fold_tails
 from sglang_vericache.tree.view import DraftView
 from sglang_vericache.tree.view_plan import Build, PathNode, plan_view
 
@@ -136,35 +137,68 @@ class ViewBuilder:
         self._write_row(view)
         return view
 
-    def fold(self, view: DraftView, committed: int) -> bool:
-        """Compress the older part of a long tail; False when there is no memory for it.
+    def fold(self, views: Sequence[tuple[DraftView, int]]) -> list[bool]:
+        """Compress the older parts of long tails; False for a view that found no memory for it.
 
-        The most recent tokens stay in the tail. Where the row limit of the path leaves no room
-        for another span, the whole path is selected anew.
+        At least the most recent tokens stay in a tail. Where the row limit of a path leaves no
+        room for another span, the whole path is selected anew.
+
+        Args:
+            views: (view, committed tokens of its request), with more than RECENT_TOKENS in the
+                tail. Tails are folded together, so each by as much as the shortest allows.
         """
-        start, end = view.tail_start, committed - RECENT_TOKENS
-        share = view.budget.share_rows(end - start, end)
-        if view.span_rows + share > view.budget.limit_rows(end):
-            whole = Build(0, end, view.budget.path_rows(end), None)
-            known = next((s.observation for s in view.spans[::-1] if s.observation), None)
-            queries = self._choose_queries(None, known, end)
-            span = self._build(view.row, whole, end, queries, view.budget)
-            kept: list[Span] = []
-        else:
-            span = self._fold_tail(view, start, end, share)
-            kept = view.spans
+        tokens = min(committed - RECENT_TOKENS - view.tail_start for view, committed in views)
+        shares = [v.budget.share_rows(tokens, v.tail_start + tokens) for v, _ in views]
+        share = max(shares)
+        folds: list[TailFold] = []
+        done = []
+        for view, committed in views:
+            if view.span_rows + share > view.budget.limit_rows(view.tail_start + tokens):
+                done.append(self._select_anew(view, committed - RECENT_TOKENS))
+                continue
+            slots = self._take(share)
+            done.append(slots is not None)
+            if slots is not None:
+                tail = torch.cat(view.tail)
+                folds.append(TailFold(view, tail[:tokens], tail[tokens:], slots))
+        fold_tails(self.pool.storage, self._of_tails, self.full.scaling, folds)
+        for fold in folds:
+            start, end = fold.view.tail_start, fold.view.tail_start + tokens
+            scope, allocator = self._of_tails.scope, self.pool.allocator
+            span = Span(start, end, fold.targets, scope, allocator, fold.view.budget)
+            self._replace_tail(fold.view, fold.view.spans, span, fold.source, fold.rest)
+            self.counters.folded += 1
+        self.counters.no_memory += done.count(False)
+        return done
+
+    def _select_anew(self, view: DraftView, end: int) -> bool:
+        """One span for the whole path up to ``end``; False when there is no memory for it."""
+        whole = Build(0, end, view.budget.path_rows(end), None)
+        known = next((s.observation for s in view.spans[::-1] if s.observation), None)
+        queries = self._choose_queries(None, known, end)
+        span = self._build(view.row, whole, end, queries, view.budget)
         if span is None:
-            self.counters.no_memory += 1
             return False
-        tail = torch.cat(view.tail)
+        tail, covered = torch.cat(view.tail), end - view.tail_start
+        self._replace_tail(view, [], span, tail[:covered], tail[covered:])
+        return True
+
+    def _replace_tail(
+        self,
+        view: DraftView,
+        kept: Sequence[Span],
+        span: Span,
+        covered: torch.Tensor,
+        rest: torch.Tensor,
+    ) -> None:
+        """``span`` takes the place of the tail slots ``covered`` and of the spans not ``kept``."""
         for old in view.spans:
             if old not in kept:
                 old.release()
-        self.pool.allocator.give(tail[: end - start])
-        view.spans, view.tail = list(kept), [tail[end - start :]]
+        self.pool.allocator.give(covered)
+        view.spans, view.tail = list(kept), [rest]
         self._append(view, span)
         self._write_row(view)
-        return True
 
     def reserve(self, view: DraftView, length: int) -> bool:
         """Give the row slots for ``length`` entries; False when the draft pool is full."""
@@ -325,19 +359,3 @@ class ViewBuilder:
             rotary=self.full.rotary[layer] if self.full.rotary is not None else None,
             **(observation.inputs(layer) if observation is not None else {}),
         )
-
-    def _fold_tail(self, view: DraftView, start: int, end: int, rows: int) -> Span | None:
-        """Select from the tail's own rows: exact copies, there even when the full KV is away."""
-        slots = self._take(rows)
-        if slots is None:
-            return None
-        source = torch.cat(view.tail)[: end - start]
-        # A tail is short enough to be decoded in all layers at once.
-        keys, values = self.pool.storage.read_layers(source)
-        scores = self._of_tails.score(
-            ScoreInputs(keys, values, start, self.full.scaling, path_end=end)
-        )
-        picks = select_rows(scores, rows, start, end, keep_recent=False)
-        regather_span(self.pool.storage, source, picks, slots)
-        self.counters.folded += 1
-        return Span(start, end, slots, self._of_tails.scope, self.pool.allocator, view.budget)

@@ -26,9 +26,11 @@ def state(span_rows: int = 268, tail_start: int = 1000, drafted: int = 0) -> Req
     return RequestState("r", 1, None, 0, DraftCounters(), 900, 16, BUDGET, False, view, drafted)
 
 
-def account(states, committed, reasons=None, plain=(), draft=(), verify=()) -> StepAccount:
+def account(
+    states, committed, reasons=None, plain=(), draft=(), verify=(), plain_steps=1
+) -> StepAccount:
     plan = RoundPlan(tuple(plain), tuple(draft), tuple(verify))
-    return StepAccount(states, committed, reasons or [None] * len(states), plan)
+    return StepAccount(states, committed, reasons or [None] * len(states), plan, plain_steps)
 
 
 def test_a_round():
@@ -131,4 +133,19 @@ def test_settle_returns_the_step():
     assert (done.rounds, done.accepted, done.round_tokens, done.drafted) == (1, 2, 3, 4)
     assert done.yields == {3: 1} and done.plain == {"grammar": 1}
     assert total.rounds == 6
-    assert [request.last_yield for request in requests] == [0, 3, 0]
+    last = [(request.last_yield, request.last_reason) for request in requests]
+    assert last == [(1, "grammar"), (3, None), (0, None)]
+
+
+def test_several_plain_steps():
+    """Catches rows of the second plain token that do not count the first, and tokens behind the
+    end of an output that stay counted, or are taken from rounds."""
+    request, total = state(), DraftCounters()
+    step = account([request], [700], ["short_context"], plain=[0], plain_steps=3)
+    step.settle([3], total)
+    assert total.plain == {"short_context": 3}
+    assert (total.full_rows_read, total.rows_full) == (701 + 702 + 703, 701 + 702 + 703)
+    assert (request.last_yield, request.last_reason) == (3, "short_context")
+    total.cut(2, 702 + 703, request.last_yield, request.last_reason)
+    assert total.plain == {"short_context": 1} and total.rows_full == 701
+    assert (total.accepted, total.yields) == (0, {})

@@ -185,7 +185,7 @@ def test_reasons():
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
     }
-    function = next(n for n in tree.body if getattr(n, "name", "") == "draft_obstacle")
+    function = next(n for n in tree.body if getattr(n, "name", "") == "_extra_of")
     pairs = [n for n in ast.walk(function) if isinstance(n, ast.Tuple) and len(n.elts) == 2]
     constants |= {p.elts[1].value for p in pairs if isinstance(p.elts[1], ast.Constant)}
     section = PAGES["metrics.md"].split("## Reasons for plain tokens")[1].split("\n## ")[0]

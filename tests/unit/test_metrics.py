@@ -110,7 +110,7 @@ def test_cut_takes_back_what_was_past_the_end():
     """Catches tokens behind a stop that are counted as drafted well."""
     counters = DraftCounters(rounds=2, drafted=16, accepted=9, rows_full=1000)
     counters.yields.update({5: 1, 6: 1})
-    counters.cut(4, 300, round_tokens=6)
+    counters.cut(4, 300, round_tokens=6, reason=None)
     assert (counters.accepted, counters.rows_full, counters.round_tokens) == (5, 700, 7)
     assert sum(tokens * rounds for tokens, rounds in counters.yields.items()) == 7
     assert counters.accepted_histogram() == [0, 1, 0, 0, 1]

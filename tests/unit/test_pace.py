@@ -6,15 +6,21 @@ import pytest
 
 from sglang_vericache.config import VeriCacheConfig
 from sglang_vericache.rounds.controller import PLAIN, HorizonController, Load
-from sglang_vericache.rounds.pace import Pace, create_pace, horizons_up_to
+from sglang_vericache.rounds.pace import (
+    MOST_PLAIN_STEPS,
+    Choice,
+    Pace,
+    create_pace,
+    horizons_up_to,
+)
 
 CONTEXTS = [1000] * 4
 LOAD = Load.of(CONTEXTS)
 
 
 class Recorder(HorizonController):
-    def __init__(self) -> None:
-        super().__init__((PLAIN, 8))
+    def __init__(self, horizons=(PLAIN, 8)) -> None:
+        super().__init__(horizons)
         self.observed: list[tuple[float, int]] = []
 
     def observe(self, load, horizon, seconds, tokens) -> None:
@@ -31,7 +37,7 @@ def recorder() -> Recorder:
 @pytest.fixture
 def pace(recorder) -> Pace:
     times = iter([0.0, 1.0, 3.0, 7.0, 15.0])
-    return Pace(8, recorder, lambda: next(times))
+    return Pace(8, recorder, clock=lambda: next(times))
 
 
 def test_yields_after_the_next_step(pace, recorder):
@@ -88,3 +94,63 @@ def test_policies(policy, on_gpu, adapts):
 )
 def test_horizons(longest, horizons):
     assert horizons_up_to(longest) == horizons
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def run(pace: Pace, clock: Clock, seconds: float, tokens: int, **done) -> Choice:
+    choice = pace.begin(CONTEXTS)
+    pace.planned(**done)
+    clock.now += seconds
+    pace.settle(tokens)
+    return choice
+
+
+def test_a_long_round_takes_several_steps():
+    """Catches steps that hold up arrivals, a round whose steps are judged one by one (those that
+    only draft yield nothing), and a horizon that changes in the middle of a round."""
+    recorder, clock = Recorder(horizons=(8,)), Clock()
+    pace = Pace(8, recorder, longest_step=0.03, clock=clock)
+    whole = dict(plain_steps=0, ends_round=True)
+    assert run(pace, clock, 0.08, 20, **whole).share == 8
+    pace.begin(CONTEXTS)
+    pace.settle(0)
+    assert recorder.observed[0] == (pytest.approx(0.08), 20)
+    recorder.observed.clear()
+    part = dict(plain_steps=0, ends_round=False)
+    clock.now += 0.03
+    choices = [run(pace, clock, 0.03, 0, **part), run(pace, clock, 0.03, 0, **part)]
+    choices.append(run(pace, clock, 0.04, 20, **whole))
+    assert [(c.horizon, c.share) for c in choices] == [(8, 3)] * 3
+    pace.begin(CONTEXTS)
+    assert recorder.observed[-1] == (pytest.approx(0.1), 20)
+
+
+def test_plain_steps_fit_into_a_step():
+    """Catches several plain steps before one was timed, more than fit, and one horizon charged
+    with what another did."""
+    recorder, clock = Recorder(horizons=(PLAIN, 8)), Clock()
+    pace = Pace(8, recorder, longest_step=0.03, clock=clock)
+    plain = dict(plain_steps=1, ends_round=True)
+    assert run(pace, clock, 0.005, 4, **plain).plain_steps == 1
+    assert run(pace, clock, 0.005, 4, **plain).plain_steps == 3
+    many = dict(plain_steps=3, ends_round=True)
+    assert run(pace, clock, 0.003, 12, **many).plain_steps == 3
+    for _ in range(30):
+        choice = run(pace, clock, 0.003, 12, **many)
+    assert choice.plain_steps == MOST_PLAIN_STEPS
+    rates = recorder.rates()[LOAD]
+    assert rates[8] is None and rates[PLAIN] > 800
+
+
+def test_steps_are_whole_without_a_controller():
+    """Catches rounds of the fixed policy that are split."""
+    pace = Pace(8, None, longest_step=0.001)
+    choice = pace.begin(CONTEXTS)
+    pace.planned(1, True)
+    assert (choice.horizon, choice.share, choice.plain_steps) == (8, 8, 1)

@@ -144,3 +144,51 @@ def test_a_full_horizon_is_drafted_between_turns(groups):
         plan = plan_step([candidate(group=0, drafted=drafted)], step, HORIZON, groups)
         drafted += dict(plan.draft).get(0, 0)
     assert dict(plan.verify) == {0: HORIZON}
+
+
+def drafted_and_verified(who, share):
+    plan = plan_step(who, 0, HORIZON, 1, share)
+    return dict(plan.draft), dict(plan.verify), plan.ends_round
+
+
+def test_a_round_over_several_steps():
+    """Catches a round that is verified before it is drafted, and who joins or ends in the middle
+    of one: they verify with the others, with what they have."""
+    draft, verify, ends = drafted_and_verified([candidate(0), candidate(1, room=4)], 6)
+    assert (draft, verify, ends) == ({0: 6, 1: 4}, {}, False)
+    who = [candidate(0, drafted=6), candidate(1, drafted=4, room=4), candidate(2)]
+    draft, verify, ends = drafted_and_verified(who, 6)
+    assert (draft, verify, ends) == ({0: 6, 2: 6}, {}, False)
+    who = [candidate(0, drafted=12), candidate(1, drafted=4, room=4), candidate(2, drafted=6)]
+    draft, verify, ends = drafted_and_verified(who, 6)
+    assert (draft, verify, ends) == ({0: 4, 2: 6}, {0: 16, 1: 4, 2: 12}, True)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("share", [1, 3, 6])
+def test_a_batch_in_several_steps(share, seed):
+    """Catches a request that waits longer than a round, whoever joins and leaves meanwhile."""
+    rng = random.Random(seed)
+    requests: list[dict] = []
+    for step in range(200):
+        if rng.random() < 0.2:
+            requests.append({"left": rng.randint(2, 80), "drafted": 0, "since": step})
+        requests = [r for r in requests if r["left"] > 0]
+        candidates = [
+            Candidate(i, True, r["drafted"], min(HORIZON, r["left"] - 1), 0)
+            for i, r in enumerate(requests)
+        ]
+        plan = plan_step(candidates, step, HORIZON, 1, share)
+        draft, verify = dict(plan.draft), dict(plan.verify)
+        assert plan.ends_round == (bool(verify) or not draft)
+        for i, r in enumerate(requests):
+            if i in plan.plain:
+                r["left"], r["since"] = r["left"] - 1, step
+                continue
+            r["drafted"] += draft.get(i, 0)
+            assert draft.get(i, 0) <= share
+            if i in verify:
+                assert verify[i] == r["drafted"]
+                r["left"] -= rng.randint(1, r["drafted"] + 1)
+                r["drafted"], r["since"] = 0, step
+            assert step - r["since"] <= -(-HORIZON // share), "waits longer than a round"

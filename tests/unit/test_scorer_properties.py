@@ -236,7 +236,7 @@ def test_folds_keep_their_share(name):
     world = World(scorer=create(name), rotary=make_rotary(DIM, 1200))
     view = world.open(1, 500)
     world.commit(view, 500, 650)
-    assert world.views.fold(view, 650)
+    assert world.views.fold([(view, 650)])[0]
     assert [(span.start, span.end) for span in view.spans] == [(0, 500), (500, 586)]
     for _, _, positions in each_head(world.tokens_of(view, 650)):
         assert positions == sorted(set(positions))

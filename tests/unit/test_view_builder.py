@@ -239,7 +239,7 @@ def test_the_main_pool_is_only_read():
     before = torch.stack([*world.full.keys, *world.full.values])
     view = world.open(1, 500)
     world.commit(view, 500, 640)
-    assert world.views.fold(view, 640)
+    assert world.views.fold([(view, 640)])[0]
     world.views.close(view)
     assert torch.equal(torch.stack([*world.full.keys, *world.full.values]), before)
 
@@ -257,7 +257,7 @@ def test_a_request_with_a_budget_of_its_own():
     assert other.spans[0] is view.spans[0]
     assert (other.spans[1].rows, other.budget) == (40, budget)
     world.commit(other, 440, 640)
-    assert world.views.fold(other, 640)
+    assert world.views.fold([(other, 640)])[0]
     assert other.spans[-1].budget == budget
     assert world.held([view, other]) == world.used
 
@@ -287,7 +287,7 @@ def test_a_budget_larger_than_a_row(ratio):
     width = world.config.verify_width
     for committed in range(300, LONGEST - width + 1, width):
         if view.tail_tokens(committed) > world.config.fold_tail_tokens:
-            assert world.views.fold(view, committed)
+            assert world.views.fold([(view, committed)])[0]
         world.commit(view, committed, committed + width)
     assert view.span_rows <= Budget.of(world.config).limit_rows(LONGEST)
     assert world.held([view]) == world.used

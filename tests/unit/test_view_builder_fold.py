@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from view_fakes import DIM, HEADS, LAYERS, RECENT, World, each_head
 
 from sglang_vericache.compressors.scorers.keydiff import KeyDiff
 from sglang_vericache.kernels.draft_attention import draft_attention
+from sglang_vericache.tree import tail_fold
 
 # float32 sums over at most 8 dimensions and 700 rows, compared with float64.
 TOLERANCE = 5e-6
@@ -37,7 +40,7 @@ def test_fold_keeps_the_recent_tokens_in_order():
     view = grown(world, 500, 150)
     before = world.tokens_of(view, 650)
     spare = view.capacity - view.length(650)
-    assert world.views.fold(view, 650)
+    assert world.views.fold([(view, 650)])[0]
     share = 18  # of 118, a fifth of 586 tokens, what falls to 86 of them
     assert [(s.start, s.end, s.rows) for s in view.spans] == [(0, 500, 100), (500, 586, share)]
     assert view.length(650) == 100 + share + RECENT
@@ -63,7 +66,7 @@ def test_fold_keeps_what_differs_most():
         keys[world.full.slots(1, 500, 650), :, 1:] = 1 + 0.01 * torch.randn(150, HEADS, DIM - 1)
         keys[world.full.row_table[1, odd].long()] *= -1
     view = grown(world, 500, 150)
-    assert world.views.fold(view, 650)
+    assert world.views.fold([(view, 650)])[0]
     assert view.spans[1].rows >= len(odd)
     for _, _, positions in each_head(world.tokens_of(view, 650)):
         assert set(odd) <= set(positions[100 : view.span_rows])
@@ -73,7 +76,7 @@ def test_fold_by_the_scorer_itself():
     """Catches a tail that KeyDiff rates although the scorer asked for needs no queries."""
     world = World()
     view = grown(world, 500, 150)
-    assert world.views.fold(view, 650)
+    assert world.views.fold([(view, 650)])[0]
     rows = view.spans[1].rows
     for layer, head, positions in each_head(world.tokens_of(view, 650)):
         slots = world.full.slots(1, 500, 586)
@@ -86,9 +89,9 @@ def test_drafting_goes_on_after_a_fold():
     """Catches a view whose length and slots no longer agree once the next tokens arrive."""
     world = World()
     view = grown(world, 500, 150)
-    assert world.views.fold(view, 650)
+    assert world.views.fold([(view, 650)])[0]
     world.commit(view, 650, 710)
-    assert world.views.fold(view, 710)
+    assert world.views.fold([(view, 710)])[0]
     world.commit(view, 710, 715)
     for _, _, positions in each_head(world.tokens_of(view, 715)):
         assert positions[view.span_rows :] == list(range(646, 715))
@@ -102,7 +105,7 @@ def test_fold_without_room_in_the_budget_selects_all_anew():
     view = grown(world, 400, 164)
     end, rebuilt = 564, False
     for _ in range(4):
-        assert world.views.fold(view, end)
+        assert world.views.fold([(view, end)])[0]
         assert view.span_rows <= world.views.budget.limit_rows(end - RECENT)
         assert view.tail_start == end - RECENT
         for _, _, positions in each_head(world.tokens_of(view, end)):
@@ -121,10 +124,10 @@ def test_selecting_anew_keeps_sinks_and_recent_tokens():
     """Catches a rebuild with the fold's rule, which keeps no recent tokens of its own."""
     world = World(keep_ratio=None, keep_tokens=1)
     view = grown(world, 500, 150)
-    assert world.views.fold(view, 650)
+    assert world.views.fold([(view, 650)])[0]
     assert [s.rows for s in view.spans] == [68, 1], "the limit of 69 is reached"
     world.commit(view, 650, 750)
-    assert world.views.fold(view, 750)
+    assert world.views.fold([(view, 750)])[0]
     assert [(s.start, s.end, s.rows) for s in view.spans] == [(0, 686, 68)]
     for _, _, positions in each_head(world.tokens_of(view, 750)):
         assert positions == [0, 1, 2, 3, *range(622, 686), *range(686, 750)]
@@ -139,7 +142,7 @@ def test_fold_of_shared_spans_leaves_the_other_view_alone():
     other = world.open(2, 400, [world.node(7, 0, 400)])
     before = world.tokens_of(other, 400)
     for end in (564, 664, 764):
-        assert world.views.fold(view, end)
+        assert world.views.fold([(view, end)])[0]
         world.commit(view, end, end + 100)
         assert world.tokens_of(other, 400) == before
         assert world.held([view, other]) == world.used
@@ -155,12 +158,12 @@ def test_fold_without_memory_changes_nothing(anew):
     world = World(keep_ratio=None, keep_tokens=1)
     view, end = grown(world, 500, 150), 650
     if anew:
-        assert world.views.fold(view, 650)
+        assert world.views.fold([(view, 650)])[0]
         world.commit(view, 650, 750)
         end = 750
     rest = world.pool.allocator.take(world.pool.allocator.free_count)
     before, capacity = world.tokens_of(view, end), view.capacity
-    assert not world.views.fold(view, end)
+    assert not world.views.fold([(view, end)])[0]
     assert world.tokens_of(view, end) == before
     assert (view.capacity, world.counters.no_memory) == (capacity, 1)
     world.views.close(view)
@@ -175,7 +178,7 @@ def test_a_view_of_everything_is_full_attention(folds):
     world = World(keep_ratio=1.0)
     view, end = grown(world, 500, 150), 650
     for _ in range(folds):
-        assert world.views.fold(view, end)
+        assert world.views.fold([(view, end)])[0]
         world.commit(view, end, end + 50)
         end += 50
     assert view.length(end) == end
@@ -198,3 +201,39 @@ def test_a_view_of_everything_is_full_attention(folds):
             weights = np.exp(logits - logits.max())
             wanted = weights / weights.sum() @ values[:, head // 2].double().numpy()
             np.testing.assert_allclose(found[0, 0, head].numpy(), wanted, atol=TOLERANCE)
+
+
+def test_tails_fold_together():
+    """Catches rows of one tail that land in another's span, tails of different lengths that are
+    folded past their recent tokens, and a fold in parts that differs from one at once."""
+    found = []
+    for most in (1 << 40, 1):
+        world = World()
+        views = [(grown(world, 500, 150), 650), (grown(world, 400, 200, row=2), 600)]
+        with mock.patch.object(tail_fold, "MOST_DECODED_BYTES", most):
+            assert world.views.fold(views) == [True, True]
+        assert [[(s.start, s.end) for s in v.spans] for v, _ in views] == [
+            [(0, 500), (500, 586)],
+            [(0, 400), (400, 486)],
+        ]
+        assert world.held([view for view, _ in views]) == world.used
+        for view, committed in views:
+            for _, _, positions in each_head(world.tokens_of(view, committed)):
+                start, end = view.spans[1].start, view.spans[1].end
+                folded = positions[view.spans[0].rows : view.span_rows]
+                assert folded == sorted(set(folded)) and set(folded) <= set(range(start, end))
+                assert positions[view.span_rows :] == list(range(end, committed))
+        found.append([world.tokens_of(view, committed) for view, committed in views])
+    assert found[0] == found[1]
+
+
+def test_a_tail_without_memory_does_not_keep_others_from_folding():
+    """Catches an answer for all where each view has its own."""
+    world = World()
+    first, second = grown(world, 500, 150), grown(world, 400, 150, row=2)
+    room = 20  # for one share of about 18 rows
+    rest = world.pool.allocator.take(world.pool.allocator.free_count - room)
+    assert world.views.fold([(first, 650), (second, 550)]) == [True, False]
+    assert (len(first.spans), len(second.spans)) == (2, 1)
+    world.pool.allocator.give(rest)
+    assert world.held([first, second]) == world.used

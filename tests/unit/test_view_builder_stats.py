@@ -74,7 +74,7 @@ def test_a_fold_that_selects_anew_knows_the_prompt():
     view = world.open(1, 500, (), seen(0, 500))
     for end in (650, 750, 850, 950):
         world.commit(view, view.tail_start, end)
-        assert world.views.fold(view, end)
+        assert world.views.fold([(view, end)])[0]
     assert world.counters.built >= 3, "selected anew, more than once"
     assert counts(world) == (1, world.counters.built - 1, 0)
 

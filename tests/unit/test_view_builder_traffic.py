@@ -54,7 +54,7 @@ class Traffic:
                 self.checkpoint(row, view)
             self.stop(row)
         elif view.tail_tokens(end) > 100:
-            if not self.world.views.fold(view, end):
+            if not self.world.views.fold([(view, end)])[0]:
                 self.stop(row)
         elif self.world.views.reserve(view, view.length(end + more)):
             self.world.commit(view, end, end + more)

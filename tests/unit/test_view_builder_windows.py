@@ -150,7 +150,7 @@ def test_a_fold_that_selects_anew_is_counted():
     view = world.open(1, 500, computed=window(484, 500))
     for end in (650, 750):
         world.commit(view, view.tail_start, end)
-        assert world.views.fold(view, end)
+        assert world.views.fold([(view, end)])[0]
     assert (len(view.spans), world.counters.built) == (1, 2), "selected anew"
     assert counts(world) == (1, 0, 1)
 

@@ -1,0 +1,136 @@
+"""Opens, folds, extends and closes the draft views of the running requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sglang_vericache.config import RECENT_TOKENS, VeriCacheConfig
+from sglang_vericache.phase_clock import PhaseClock
+from sglang_vericache.rounds.controller import PLAIN
+from sglang_vericache.rounds.pace import Choice, Pace
+from sglang_vericache.rounds.request_state import RequestState
+from sglang_vericache.support import (
+    AWAITS_CHECKPOINT,
+    NO_DRAFT_MEMORY,
+    PLAIN_IS_FASTER,
+    SHORT_CONTEXT,
+    SWITCHED_OFF,
+)
+from sglang_vericache.tree.view import DraftView
+from sglang_vericache.tree.view_builder import ViewBuilder
+
+
+class ViewKeeper:
+    """Gives each request of a step its draft view, or says why the step decodes it plainly.
+
+    Args:
+        tree: the radix cache, for the nodes of a request's path.
+        capture: what was seen of a prefill's queries.
+    """
+
+    def __init__(
+        self,
+        config: VeriCacheConfig,
+        views: ViewBuilder,
+        tree: Any,
+        capture: Any,
+        pace: Pace,
+        phases: PhaseClock,
+    ) -> None:
+        self.config, self.views, self.tree, self.capture = config, views, tree, capture
+        self.pace, self.phases = pace, phases
+        self._opened: list[tuple[DraftView, int]] = []  # in this step, with committed tokens
+
+    def prepare(
+        self,
+        reqs: Sequence[Any],
+        states: Sequence[RequestState],
+        committed: Sequence[int],
+        choice: Choice | None,
+    ) -> list[str | None]:
+        """For each request None when its view is ready to draft, else why it is not.
+
+        Args:
+            committed: tokens of each request whose KV is computed.
+            choice: None while drafting is switched off.
+        """
+        self._fold_long_tails(states, committed)
+        reasons = [
+            self._prepare(req, state, length, choice)
+            for req, state, length in zip(reqs, states, committed, strict=True)
+        ]
+        if self._opened:
+            with self.phases("build"):
+                self.views.fill_tails(self._opened)
+            self._opened = []
+        return reasons
+
+    def close(self, state: RequestState) -> None:
+        if state.view is not None:
+            self.views.close(state.view)
+        state.view, state.drafted = None, 0
+
+    def _fold_long_tails(self, states: Sequence[RequestState], committed: Sequence[int]) -> None:
+        limit = self.config.fold_tail_tokens
+        long = [
+            (state, length)
+            for state, length in zip(states, committed, strict=True)
+            if state.view is not None
+            and state.drafted == 0
+            and state.view.tail_tokens(length) > limit
+        ]
+        if not long:
+            return
+        self.pace.unusual()
+        with self.phases("build"):
+            folded = self.views.fold([(state.view, length) for state, length in long])
+        for (state, _), done in zip(long, folded, strict=True):
+            if not done:
+                self._without_memory(state)
+
+    def _prepare(
+        self, req: Any, state: RequestState, committed: int, choice: Choice | None
+    ) -> str | None:
+        if state.obstacle is not None:
+            return state.obstacle
+        if choice is None:
+            return SWITCHED_OFF
+        plain = choice.horizon == PLAIN
+        if plain and choice.lasting:
+            self.close(state)
+        if state.view is None:
+            return PLAIN_IS_FASTER if plain else self._open(req, state, committed)
+        if not self._reserve(state.view, committed):
+            return self._without_memory(state)
+        return PLAIN_IS_FASTER if plain else None
+
+    def _open(self, req: Any, state: RequestState, committed: int) -> str | None:
+        if committed < self.config.min_context_tokens:
+            return SHORT_CONTEXT
+        if state.memory_generation == self.views.pool.allocator.generation:
+            return NO_DRAFT_MEMORY
+        if not self.tree.holds_prompt(req, state.prompt_tokens):
+            # Overlap scheduling: the prefill's result is processed while this step runs.
+            return AWAITS_CHECKPOINT
+        # A span over the prompt can be shared; what was generated since goes to the tail.
+        fresh = committed - state.prompt_tokens <= RECENT_TOKENS
+        shareable = fresh and state.prompt_tokens >= self.config.min_context_tokens
+        end = state.prompt_tokens if shareable else committed
+        self.pace.unusual()
+        path, seen = self.tree.path_of(req), self.capture.observation(req.rid)
+        with self.phases("build"):
+            state.view = self.views.open(state.row, path, end, seen, state.budget)
+        if state.view is None or not self._reserve(state.view, committed):
+            return self._without_memory(state)
+        self.capture.forget(req.rid)
+        self._opened.append((state.view, committed))
+        return None
+
+    def _reserve(self, view: DraftView, committed: int) -> bool:
+        return self.views.reserve(view, view.length(committed) + self.config.verify_width)
+
+    def _without_memory(self, state: RequestState) -> str:
+        self.close(state)
+        state.memory_generation = self.views.pool.allocator.generation
+        return NO_DRAFT_MEMORY

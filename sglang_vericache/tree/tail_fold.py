@@ -1,0 +1,66 @@
+"""Compressing the older parts of several tails in a few launches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sglang_vericache.compressors.base import ScoreInputs, Scorer
+from sglang_vericache.compressors.select import select_rows
+from sglang_vericache.kernels.gather_span import regather_span
+from sglang_vericache.kernels.pool_format import PoolStorage
+from sglang_vericache.tree.view import DraftView
+
+# Decoded keys and values that may exist at a time: tails beyond are folded in further launches.
+MOST_DECODED_BYTES = 128 << 20
+
+
+@dataclass(frozen=True)
+class TailFold:
+    """Attributes:
+    source: ``[T]`` int64 slots of the tail's rows that are compressed, from its start on.
+    rest: slots of the tail that stay as they are.
+    targets: ``[rows]`` int64 slots for what is kept of ``source``.
+    """
+
+    view: DraftView
+    source: torch.Tensor
+    rest: torch.Tensor
+    targets: torch.Tensor
+
+
+def fold_tails(
+    storage: PoolStorage, scorer: Scorer, scaling: float, folds: Sequence[TailFold]
+) -> None:
+    """Select rows of each tail and copy them, encoded as they are.
+
+    A tail's own rows are exact copies, there even when the full KV is away.
+
+    Args:
+        folds: T and rows are the same for all.
+    """
+    if not folds:
+        return
+    tokens = folds[0].source.numel()
+    row_bytes = 2 * 4 * storage.layers * storage.heads * storage.head_dim
+    together = max(MOST_DECODED_BYTES // (row_bytes * tokens), 1)
+    for first in range(0, len(folds), together):
+        _fold(storage, scorer, scaling, folds[first : first + together])
+
+
+def _fold(
+    storage: PoolStorage, scorer: Scorer, scaling: float, folds: Sequence[TailFold]
+) -> None:
+    source = torch.stack([fold.source for fold in folds])
+    keys, values = storage.read_layers(source)  # [L, B, T, H, D]
+    # Sinks are in the first span of a path, never in a tail, so the starts need not be told apart.
+    start = min(fold.view.tail_start for fold in folds)
+    tokens, rows = source.shape[1], folds[0].targets.numel()
+    scores = scorer.score(ScoreInputs(keys, values, start, scaling, path_end=start + tokens))
+    picks = select_rows(scores, rows, start, start + tokens, keep_recent=False)  # [L, B, H, rows]
+    offsets = torch.arange(len(folds), device=source.device) * tokens
+    picks = (picks + offsets[:, None, None]).transpose(1, 2).flatten(2)
+    targets = torch.cat([fold.targets for fold in folds])
+    regather_span(storage, source.flatten(), picks, targets)
