@@ -18,6 +18,7 @@ class Candidate:
         room: most tokens it may have drafted before the next one: the horizon, less near the end
             of its output or of the context.
         group: whose turn it verifies in.
+        full: its full KV can be read now; else it drafts all it may, and accepts nothing.
     """
 
     index: int
@@ -25,6 +26,7 @@ class Candidate:
     drafted: int
     room: int
     group: int
+    full: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ def plan_step(
     draft: list[tuple[int, int]] = []
     drafting: list[tuple[Candidate, int]] = []
     for candidate in candidates:
+        if not candidate.full:
+            count = candidate.room - candidate.drafted
+            if candidate.drafts and count > 0:
+                draft.append((candidate.index, count))
+            continue
         if not candidate.drafts or candidate.room <= 0:
             plain.append(candidate.index)
             continue

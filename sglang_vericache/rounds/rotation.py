@@ -1,0 +1,238 @@
+"""Detaching, fetching and attaching of running requests, step by step.
+
+The planner decides, the residency moves, the loader copies; this tells them what the batch is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sglang_vericache.config import OFF, VeriCacheConfig
+from sglang_vericache.loader.client import LoaderClient, LoaderCounters
+from sglang_vericache.loader.copy import PlainCopier, StreamCopier
+from sglang_vericache.loader.planner import Memory, Place, Runner, is_sound, plan_moves
+from sglang_vericache.rounds.policy import RoundPlan
+from sglang_vericache.rounds.request_state import RequestState
+from sglang_vericache.tree.residency import Residency, Seat
+
+logger = logging.getLogger(__name__)
+
+# Nobody is admitted while so many requests have drafted all they may and wait for their fetch:
+# the link is what limits them, and one more would only wait with them.
+MOST_IDLE = 4
+# A step in which nobody can do anything waits this long for the next arrival.
+IDLE_WAIT_S = 0.005
+
+
+@dataclass
+class RotationCounters:
+    """
+    Attributes:
+        detached, attached: moves so far.
+        link_seconds: in which at least one fetch was under way.
+        no_room: fetches put off because the pool had no room after all.
+    """
+
+    detached: int = 0
+    attached: int = 0
+    no_room: int = 0
+
+
+class Rotation:
+    """Of one worker.
+
+    Args:
+        verify_width: main slots that a request may take in a step.
+    """
+
+    def __init__(self, residency: Residency, allocator: Any, verify_width: int) -> None:
+        self.residency, self.allocator = residency, allocator
+        self.verify_width = verify_width
+        self.counters = RotationCounters()
+        self._step = 0
+        self._wanted = 0
+        self._prefill_rest = 0
+        self._idle = 0
+        self._looked_at = -1
+        self.changes = 0
+
+    # Asked by the worker
+
+    def before_extend(self, batch: Any) -> None:
+        """A prefill is about to run."""
+        chunked = batch.chunked_req
+        rest = 0 if chunked is None else len(chunked.full_untruncated_fill_ids) - chunked.extend_end
+        self._prefill_rest = max(rest, 0)
+        self.changes += 1
+        self.residency.wait_for_prefill([req.last_node for req in batch.reqs if req.last_node])
+
+    def step(self, reqs: Sequence[Any], states: Sequence[RequestState]) -> None:
+        """Move requests before a decode step is planned; ``full`` and ``rotates`` of the states
+        say where they are then."""
+        self._step += 1
+        live = [(r, s) for r, s in zip(reqs, states, strict=True) if not s.released]
+        seats = [self.residency.seat_of(req) for req, _ in live]
+        self.counters.attached += len(self.residency.arrive(self._step))
+        if self._looked_at != self.changes:
+            self._looked_at = self.changes
+            for seat in seats:
+                self.residency.look_at_path(seat)
+        runners = [
+            self._runner(seat, state) for seat, (_, state) in zip(seats, live, strict=True)
+        ]
+        slack = 2 * self.verify_width * len(live) + self._prefill_rest
+        memory = Memory(self.free, slack, self._wanted)
+        moves = plan_moves(runners, memory, may_rotate=self.residency.loader.alive)
+        self._wanted = 0
+        by_rid = {seat.req.rid: seat for seat in seats}
+        for rid in moves.detach:
+            self.residency.detach(by_rid[rid], self._step)
+            self.counters.detached += 1
+        for rid in moves.fetch:
+            if not self.residency.order(by_rid[rid]):
+                self.counters.no_room += 1
+                break  # no overtaking
+        # What was there already is attached at once.
+        self.counters.attached += len(self.residency.arrive(self._step))
+        for seat, (_, state) in zip(seats, live, strict=True):
+            state.full = seat.place is Place.ATTACHED
+            state.rotates = seat.req.rid in moves.rotating
+
+    def check(self, reqs: Sequence[Any], states: Sequence[RequestState], plan: RoundPlan) -> None:
+        """Assert that all that is about to be read is there; a step without work waits for the
+        next arrival."""
+        for i in (*plan.plain, *(i for i, _ in plan.verify)):
+            if not states[i].released and not self.residency.is_full(reqs[i]):
+                raise AssertionError(f"request {reqs[i].rid} is read while its row is empty")
+        working = {i for i, _ in plan.draft}
+        self._idle = sum(not s.full and i not in working for i, s in enumerate(states))
+        if not plan.plain and not plan.draft and not plan.verify:
+            self.counters.attached += len(self.residency.arrive(self._step, IDLE_WAIT_S))
+
+    def _runner(self, seat: Seat, state: RequestState) -> Runner:
+        bound = state.view is None
+        # One that was just attached is verified first: with nothing drafted it has been.
+        verified = seat.attached < self._step and (seat.attached == 0 or state.drafted == 0)
+        movable = not bound and verified and seat.place is Place.ATTACHED
+        return Runner(
+            seat.req.rid,
+            seat.order,
+            seat.path,
+            seat.place,
+            seat.since,
+            movable and self.residency.is_complete(seat),
+            bound,
+        )
+
+    @property
+    def free(self) -> int:
+        """Tokens of the pool that are neither locked nor private."""
+        return self.allocator.available_size() + self.residency.cache.evictable_size()
+
+    # Asked by SGLang's scheduler, through the radix cache
+
+    def poll(self) -> None:
+        """Between steps, and while nothing runs: what has arrived need not stay locked."""
+        self.counters.attached += len(self.residency.arrive(self._step))
+
+    def may_admit(self, req: Any, remaining: int, growth: int) -> bool:
+        """Whether one more request keeps everybody able to be attached.
+
+        Args:
+            remaining: tokens that SGLang has left to admit, its estimate of what the running
+                requests will still take subtracted.
+            growth: tokens that the request will take beside its prompt.
+        """
+        seats = self.residency.seats()
+        if not seats:
+            return True
+        if self._idle >= MOST_IDLE:
+            return False
+        held = self._held(seats)
+        slack = 2 * self.verify_width * (len(seats) + 1)
+        paths = [len(req.full_untruncated_fill_ids), *(s.req.kv.cache_protected_len for s in seats)]
+        return is_sound(paths, remaining + held - growth - slack)
+
+    def was_refused(self, shortage: int) -> None:
+        """The next request of the queue lacks so many tokens: they are freed if they can be."""
+        if self._idle < MOST_IDLE:
+            self._wanted = self.free + max(shortage, 1)
+
+    def is_sound(self, reqs: Sequence[Any]) -> bool:
+        """Whether each of these requests could still be attached; else SGLang is to retract."""
+        seats = [s for s in map(self._known, reqs) if s is not None]
+        if len(reqs) <= 1 or all(seat.place is Place.ATTACHED for seat in seats):
+            return True
+        private = sum(r.kv.kv_allocated_len - r.kv.cache_protected_len for r in reqs)
+        slack = self.verify_width * len(reqs) + self._prefill_rest
+        paths = [seat.req.kv.cache_protected_len for seat in seats]
+        return is_sound(paths, self.allocator.size - private - slack)
+
+    def _known(self, req: Any) -> Seat | None:
+        return next((s for s in self.residency.seats() if s.req is req), None)
+
+    @staticmethod
+    def _held(seats: Sequence[Seat]) -> int:
+        """Tokens on the paths that are locked, shared ones once."""
+        nodes = {
+            part.node_id: part.tokens
+            for seat in seats
+            if seat.place is not Place.DETACHED
+            for part in seat.path
+        }
+        return sum(nodes.values())
+
+    def describe(self) -> dict[str, Any]:
+        """For the info endpoint."""
+        places = [seat.place for seat in self.residency.seats()]
+        loader = self.residency.loader
+        return {
+            "loader_alive": loader.alive,
+            "requests": {place.value: places.count(place) for place in Place},
+            "idle": self._idle,
+            **vars(self.counters),
+            **vars(loader.counters),
+        }
+
+    @property
+    def loader(self) -> LoaderCounters:
+        return self.residency.loader.counters
+
+
+class NoRotation:
+    """Everything stays attached."""
+
+    def before_extend(self, batch: Any) -> None:
+        pass
+
+    def step(self, reqs: Sequence[Any], states: Sequence[RequestState]) -> None:
+        pass
+
+    def check(self, reqs: Sequence[Any], states: Sequence[RequestState], plan: RoundPlan) -> None:
+        pass
+
+    def describe(self) -> None:
+        return None
+
+
+def create_rotation(
+    config: VeriCacheConfig, cache: Any, rows: torch.Tensor, allocator: Any
+) -> Rotation | NoRotation:
+    """As ``--vericache-offload`` says, if the host tier could be had."""
+    if config.offload == OFF or cache.cache_controller is None:
+        return NoRotation()
+    host = cache.cache_controller.mem_pool_host.anchor_entry.host_pool
+    host_layers = [*host.k_data_refs, *host.v_data_refs]
+    device_layers = [*host.device_k_buffers, *host.device_v_buffers]
+    kind = StreamCopier if rows.device.type == "cuda" else PlainCopier
+    loader = LoaderClient(
+        kind(host_layers, device_layers), kind(host_layers, device_layers), config.loader_watch
+    )
+    rotation = Rotation(Residency(cache, rows, loader), allocator, config.verify_width)
+    cache.rotation = rotation
+    return rotation
