@@ -127,7 +127,6 @@ def register() -> None:
         from sglang.srt.mem_cache.registry import create_unified_radix_cache
 
         from sglang_vericache.cpu import engine, host_pool
-
         from sglang_vericache.tree.cache import VeriRadixCache
 
         if context.enable_hierarchical_cache and engine.in_use():

@@ -252,7 +252,11 @@ class VeriCacheWorker(BaseSpecWorker):
         choice: Choice,
     ) -> int:
         """Tokens to decode plainly in this step, one after the other."""
-        if not plan.plain or not plan.only_plain or any(states[i].token_by_token for i in plan.plain):
+        if (
+            not plan.plain
+            or not plan.only_plain
+            or any(states[i].token_by_token for i in plan.plain)
+        ):
             return 1
         # The rotary embedding and the row end with the context.
         room = self.max_position + 1 - max(committed[i] for i in plan.plain)

@@ -20,6 +20,7 @@ LONGEST_FILE = 400
 # From the bottom up; rooms of one line may import each other.
 ORDER = (
     {"kernels"},
+    {"loader"},
     {"compressors"},
     {"pool"},
     {"tree"},
@@ -36,6 +37,7 @@ FREE_OF_SGLANG = (
     *("phase_clock.py", "prometheus.py"),
     *("pool/allocator.py", "pool/rows.py", "pool/span.py", "pool/sizing.py"),
     *("tree/view_plan.py", "tree/span_table.py", "tree/view.py", "tree/view_builder.py"),
+    *("loader", "tree/residency.py"),
     *("rounds/policy.py", "rounds/controller.py", "rounds/pace.py", "rounds/stagger.py"),
     *("verify/accept.py", "verify/token_picker.py"),
 )

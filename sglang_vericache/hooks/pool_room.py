@@ -24,9 +24,8 @@ def add_one_req(original, adder, req, has_chunked_req, truncation_align_size):
     result = original(adder, req, has_chunked_req, truncation_align_size)
     if result != AddReqResult.NO_TOKEN:
         return result
-    if req not in adder.can_run_list:
-        needed = len(req.full_untruncated_fill_ids) + growth + adder.per_req_token_overhead
-        cache.on_refusal(needed - remaining)
+    needed = len(req.full_untruncated_fill_ids) + growth + adder.per_req_token_overhead
+    cache.on_refusal(0 if req in adder.can_run_list else needed - remaining)
     # NO_TOKEN would close admission until a request leaves.
     return AddReqResult.OTHER
 

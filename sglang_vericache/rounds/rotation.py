@@ -82,9 +82,7 @@ class Rotation:
             self._looked_at = self.changes
             for seat in seats:
                 self.residency.look_at_path(seat)
-        runners = [
-            self._runner(seat, state) for seat, (_, state) in zip(seats, live, strict=True)
-        ]
+        runners = [self._runner(seat, state) for seat, (_, state) in zip(seats, live, strict=True)]
         slack = 2 * self.verify_width * len(live) + self._prefill_rest
         memory = Memory(self.free, slack, self._wanted)
         moves = plan_moves(runners, memory, may_rotate=self.residency.loader.alive)
@@ -160,8 +158,8 @@ class Rotation:
 
     def was_refused(self, shortage: int) -> None:
         """The next request of the queue lacks so many tokens: they are freed if they can be."""
-        if self._idle < MOST_IDLE:
-            self._wanted = self.free + max(shortage, 1)
+        if shortage > 0 and self._idle < MOST_IDLE:
+            self._wanted = self.free + shortage
 
     def is_sound(self, reqs: Sequence[Any]) -> bool:
         """Whether each of these requests could still be attached; else SGLang is to retract."""

@@ -50,9 +50,7 @@ def fold_tails(
         _fold(storage, scorer, scaling, folds[first : first + together])
 
 
-def _fold(
-    storage: PoolStorage, scorer: Scorer, scaling: float, folds: Sequence[TailFold]
-) -> None:
+def _fold(storage: PoolStorage, scorer: Scorer, scaling: float, folds: Sequence[TailFold]) -> None:
     source = torch.stack([fold.source for fold in folds])
     keys, values = storage.read_layers(source)  # [L, B, T, H, D]
     # Sinks are in the first span of a path, never in a tail, so the starts need not be told apart.

@@ -61,10 +61,7 @@ class World:
 
     def locked(self) -> set[int]:
         return {
-            part.node_id
-            for r in self.running
-            if r.place is not Place.DETACHED
-            for part in r.path
+            part.node_id for r in self.running if r.place is not Place.DETACHED for part in r.path
         }
 
     @property
@@ -100,9 +97,7 @@ class World:
         self._verify()
 
     def _runner(self, r: Simulated) -> Runner:
-        return Runner(
-            r.rid, r.order, r.path, r.place, r.since, r.verified and not r.bound, r.bound
-        )
+        return Runner(r.rid, r.order, r.path, r.place, r.since, r.verified and not r.bound, r.bound)
 
     def _admit(self) -> int:
         """Admit from the head of the queue; what the next one lacks."""

@@ -176,7 +176,9 @@ def test_more_run_together():
     def most_together(may_rotate: bool) -> int:
         world = World(capacity=4_000, link=400)
         for n in range(16):
-            world.submit(Simulated(f"r{n}", n, (PathPart(n, 900),), rounds=30, bound=not may_rotate))
+            world.submit(
+                Simulated(f"r{n}", n, (PathPart(n, 900),), rounds=30, bound=not may_rotate)
+            )
         most = 0
         while world.waiting or world.running:
             world.step()
