@@ -358,7 +358,7 @@ class VeriCacheWorker(BaseSpecWorker):
             return status
         return status | {
             "spans": self.tree_cache.spans.describe(),
-            "offload": self.rotation.describe(),
+            "offload": vars(self.rotation.numbers()),
             "requests": len(self.requests),
             "totals": self.requests.total.describe(self.row_bytes)
             | {"draft_rows_limit_exceeded": self.requests.total.draft_rows_limit_exceeded},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ def runs_of(host_slots: torch.Tensor, device_slots: torch.Tensor) -> list[Run]:
     breaks = ((host_slots.diff() != 1) | (device_slots.diff() != 1)).nonzero().flatten() + 1
     edges = [0, *breaks.tolist(), count]
     hosts, devices = host_slots.tolist(), device_slots.tolist()
-    return [Run(hosts[a], devices[a], b - a) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [Run(hosts[a], devices[a], b - a) for a, b in itertools.pairwise(edges)]
 
 
 class PlainCopier:

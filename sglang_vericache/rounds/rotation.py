@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from sglang_vericache.config import OFF, VeriCacheConfig
-from sglang_vericache.loader.client import LoaderClient, LoaderCounters
+from sglang_vericache.loader.client import LoaderClient
 from sglang_vericache.loader.copy import PlainCopier, StreamCopier
 from sglang_vericache.loader.planner import Memory, Place, Runner, is_sound, plan_moves
+from sglang_vericache.metrics import OffloadNumbers
 from sglang_vericache.rounds.policy import RoundPlan
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.tree.residency import Residency, Seat
@@ -34,7 +35,6 @@ class RotationCounters:
     """
     Attributes:
         detached, attached: moves so far.
-        link_seconds: in which at least one fetch was under way.
         no_room: fetches put off because the pool had no room after all.
     """
 
@@ -48,11 +48,14 @@ class Rotation:
 
     Args:
         verify_width: main slots that a request may take in a step.
+        push_tokens: of what a rotating request has generated, to be given to the tree at a time.
     """
 
-    def __init__(self, residency: Residency, allocator: Any, verify_width: int) -> None:
+    def __init__(
+        self, residency: Residency, allocator: Any, verify_width: int, push_tokens: int
+    ) -> None:
         self.residency, self.allocator = residency, allocator
-        self.verify_width = verify_width
+        self.verify_width, self.push_tokens = verify_width, push_tokens
         self.counters = RotationCounters()
         self._step = 0
         self._wanted = 0
@@ -69,19 +72,28 @@ class Rotation:
         rest = 0 if chunked is None else len(chunked.full_untruncated_fill_ids) - chunked.extend_end
         self._prefill_rest = max(rest, 0)
         self.changes += 1
-        self.residency.wait_for_prefill([req.last_node for req in batch.reqs if req.last_node])
+        nodes = [req.last_node for req in batch.reqs if req.session is None]
+        self.residency.wait_for_prefill([node for node in nodes if node is not None])
 
     def step(self, reqs: Sequence[Any], states: Sequence[RequestState]) -> None:
         """Move requests before a decode step is planned; ``full`` and ``rotates`` of the states
         say where they are then."""
         self._step += 1
-        live = [(r, s) for r, s in zip(reqs, states, strict=True) if not s.released]
+        live = [
+            (r, s)
+            for r, s in zip(reqs, states, strict=True)
+            # The row of a session outlives its request, and belongs to the session.
+            if not s.released and r.session is None
+        ]
         seats = [self.residency.seat_of(req) for req, _ in live]
         self.counters.attached += len(self.residency.arrive(self._step))
         if self._looked_at != self.changes:
             self._looked_at = self.changes
             for seat in seats:
                 self.residency.look_at_path(seat)
+        for seat, (_, state) in zip(seats, live, strict=True):
+            if self._is_long(seat, state):
+                self.residency.push(seat)
         runners = [self._runner(seat, state) for seat, (_, state) in zip(seats, live, strict=True)]
         slack = 2 * self.verify_width * len(live) + self._prefill_rest
         memory = Memory(self.free, slack, self._wanted)
@@ -127,6 +139,13 @@ class Rotation:
             bound,
         )
 
+    def _is_long(self, seat: Seat, state: RequestState) -> bool:
+        """Whether what it has generated should leave the device as well."""
+        kv = seat.req.kv
+        private = kv.kv_committed_len - kv.cache_protected_len
+        attached = seat.place is Place.ATTACHED
+        return state.rotates and attached and private >= self.push_tokens
+
     @property
     def free(self) -> int:
         """Tokens of the pool that are neither locked nor private."""
@@ -136,7 +155,9 @@ class Rotation:
 
     def poll(self) -> None:
         """Between steps, and while nothing runs: what has arrived need not stay locked."""
-        self.counters.attached += len(self.residency.arrive(self._step))
+        if self.residency.ledger_stream is None and self.residency.rows.is_cuda:
+            self.residency.ledger_stream = torch.cuda.current_stream()
+        self.residency.settle_arrived()
 
     def may_admit(self, req: Any, remaining: int, growth: int) -> bool:
         """Whether one more request keeps everybody able to be attached.
@@ -185,21 +206,27 @@ class Rotation:
         }
         return sum(nodes.values())
 
-    def describe(self) -> dict[str, Any]:
-        """For the info endpoint."""
+    def numbers(self) -> OffloadNumbers:
+        """What the metrics and the info endpoint show."""
         places = [seat.place for seat in self.residency.seats()]
         loader = self.residency.loader
-        return {
-            "loader_alive": loader.alive,
-            "requests": {place.value: places.count(place) for place in Place},
-            "idle": self._idle,
-            **vars(self.counters),
-            **vars(loader.counters),
-        }
-
-    @property
-    def loader(self) -> LoaderCounters:
-        return self.residency.loader.counters
+        copies = loader.counters
+        return OffloadNumbers(
+            active=loader.alive,
+            attached=places.count(Place.ATTACHED),
+            detached=places.count(Place.DETACHED),
+            fetching=places.count(Place.FETCHING),
+            waiting=self._idle if places else 0,
+            detachments=self.counters.detached,
+            attachments=self.counters.attached,
+            fetches=copies.fetches,
+            fetched_tokens=copies.tokens,
+            fetched_bytes=copies.bytes,
+            fetch_seconds=copies.seconds,
+            failed=copies.failed,
+            late=copies.late,
+            cancelled=copies.cancelled,
+        )
 
 
 class NoRotation:
@@ -214,15 +241,15 @@ class NoRotation:
     def check(self, reqs: Sequence[Any], states: Sequence[RequestState], plan: RoundPlan) -> None:
         pass
 
-    def describe(self) -> None:
-        return None
+    def numbers(self) -> OffloadNumbers:
+        return OffloadNumbers()
 
 
 def create_rotation(
     config: VeriCacheConfig, cache: Any, rows: torch.Tensor, allocator: Any
 ) -> Rotation | NoRotation:
     """As ``--vericache-offload`` says, if the host tier could be had."""
-    if config.offload == OFF or cache.cache_controller is None:
+    if config.offload == OFF or cache.disable or cache.cache_controller is None:
         return NoRotation()
     host = cache.cache_controller.mem_pool_host.anchor_entry.host_pool
     host_layers = [*host.k_data_refs, *host.v_data_refs]
@@ -231,6 +258,7 @@ def create_rotation(
     loader = LoaderClient(
         kind(host_layers, device_layers), kind(host_layers, device_layers), config.loader_watch
     )
-    rotation = Rotation(Residency(cache, rows, loader), allocator, config.verify_width)
+    residency = Residency(cache, rows, loader)
+    rotation = Rotation(residency, allocator, config.verify_width, config.fold_tail_tokens)
     cache.rotation = rotation
     return rotation

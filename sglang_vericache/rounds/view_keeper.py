@@ -79,6 +79,7 @@ class ViewKeeper:
             for state, length in zip(states, committed, strict=True)
             if state.view is not None
             and state.drafted == 0
+            and state.full
             and state.view.tail_tokens(length) > limit
         ]
         if not long:

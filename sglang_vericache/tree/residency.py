@@ -13,6 +13,8 @@ Everything here runs on the scheduler thread.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,14 +70,21 @@ class Load:
 class Residency:
     """Detaches and attaches running requests, and knows which row is full.
 
+    Two streams on a GPU. What the tree and the allocator own is changed on the scheduler's, like
+    everything that SGLang does there; rows are written on the forward stream, where they are read.
+
     Args:
         cache: SGLang's radix cache with its host tier.
         rows: ``[R, W]`` main slots by request row and position.
         loader: copies what is fetched.
+
+    Attributes:
+        ledger_stream: the scheduler's stream; None until it is known, and where there is no GPU.
     """
 
     def __init__(self, cache: Any, rows: torch.Tensor, loader: LoaderClient) -> None:
         self.cache, self.rows, self.loader = cache, rows, loader
+        self.ledger_stream: torch.cuda.Stream | None = None
         self._on_gpu = rows.device.type == "cuda"
         self._seats: dict[str, Seat] = {}
         self._loads: dict[int, Load] = {}
@@ -104,6 +113,15 @@ class Residency:
         (infos,) = self.cache.tree_core.collect_path_info([seat.req.last_node])
         seat.path = tuple(PathPart(i.node_id, i.path_end - i.path_start) for i in infos)
 
+    @contextmanager
+    def _ledger(self) -> Iterator[None]:
+        """Inside, on the scheduler's stream."""
+        if self.ledger_stream is None:
+            yield
+            return
+        with torch.cuda.stream(self.ledger_stream):
+            yield
+
     # Moves
 
     def is_complete(self, seat: Seat) -> bool:
@@ -130,7 +148,8 @@ class Residency:
             # Without a complete copy the lock is silently none, and eviction deletes the node.
             raise AssertionError(f"node {req.last_node} has no complete host copy")
         seat.host_lock = receipt.to_dec_params()
-        self.cache.unlock(req.lock)
+        with self._ledger():
+            self.cache.unlock(req.lock)
         req.lock = None
         self.rows[req.kv.req_pool_idx, : req.kv.cache_protected_len] = 0
         seat.place, seat.since = Place.DETACHED, step
@@ -141,10 +160,12 @@ class Residency:
         if seat.place is not Place.DETACHED:
             raise AssertionError(f"request {seat.req.rid} is {seat.place.value}: cannot be fetched")
         node = seat.req.last_node
-        self._take_over_queued()
-        if self.cache.tree_core.is_full_device_evicted(node) and not self._load(node):
-            return False
-        seat.req.lock = self.cache.lock(node)
+        after = self._mark()
+        with self._ledger():
+            self._take_over_queued(after)
+            if self.cache.tree_core.is_full_device_evicted(node) and not self._load(node, after):
+                return False
+            seat.req.lock = self.cache.lock(node)
         seat.place = Place.FETCHING
         nodes = self._nodes(node)
         seat.jobs = [x.job for x in self._loads.values() if nodes & self._pending_nodes(x)]
@@ -153,8 +174,7 @@ class Residency:
     def arrive(self, step: int, timeout_s: float = 0.0) -> list[Seat]:
         """Attach the requests whose last copy has arrived, after waiting up to ``timeout_s`` for
         one; returns them."""
-        for job in self.loader.poll(timeout_s):
-            self._settle(job)
+        self.settle_arrived(timeout_s)
         ready = [
             seat
             for seat in self._seats.values()
@@ -166,17 +186,41 @@ class Residency:
             seat.place, seat.attached = Place.ATTACHED, step
         return ready
 
+    def settle_arrived(self, timeout_s: float = 0.0) -> None:
+        """What has arrived need not be kept by its load any longer."""
+        for job in self.loader.poll(timeout_s):
+            self._settle(job)
+
+    def push(self, seat: Seat) -> None:
+        """Give what a request has generated to the tree, so that it can leave the device as well.
+        Precondition: ATTACHED."""
+        req = seat.req
+        if self.ledger_stream is not None:
+            self.ledger_stream.wait_stream(torch.cuda.current_stream())  # that wrote the row
+        with self._ledger():
+            req.refresh_fill_ids()
+            known = len(req.full_untruncated_fill_ids)
+            self.cache.checkpoint(req, up_to=min(req.kv.kv_committed_len, known))
+        if self.ledger_stream is not None:
+            torch.cuda.current_stream().wait_stream(self.ledger_stream)
+        self.look_at_path(seat)
+
     def _fill(self, seat: Seat) -> None:
         """Write the row and let the host copy go. Precondition: the path is locked."""
         req = seat.req
         owned = req.kv.cache_protected_len
-        slots = self.cache.path_device_indices(req.last_node)
+        with self._ledger():
+            slots = self.cache.path_device_indices(req.last_node)
         if len(slots) != owned:
             raise AssertionError(f"path of {len(slots)} tokens, the tree owns {owned} of the row")
         if self._on_gpu:
+            stream = torch.cuda.current_stream()
+            if self.ledger_stream is not None:
+                stream.wait_stream(self.ledger_stream)
+                slots.record_stream(stream)
             for job in seat.jobs:
                 if job.arrived is not None:
-                    torch.cuda.current_stream().wait_event(job.arrived)
+                    stream.wait_event(job.arrived)
         self.rows[req.kv.req_pool_idx, :owned] = slots.to(self.rows.dtype)
         self.cache.dec_host_lock_ref(req.last_node, seat.host_lock)
         seat.host_lock, seat.jobs = None, []
@@ -242,7 +286,7 @@ class Residency:
         """
         if not self._loads:
             return
-        self._take_over_queued()
+        self._take_over_queued(self._mark())
         read = set().union(*(self._nodes(node) for node in nodes)) if nodes else set()
         for load in list(self._loads.values()):
             if read & self._pending_nodes(load):
@@ -274,7 +318,15 @@ class Residency:
         """A split leaves the anchor its id and gives the part before it a new one."""
         return {i.node_id for i in self._infos(load.anchor) if i.path_start >= load.start}
 
-    def _load(self, node: int) -> bool:
+    def _mark(self) -> Any:
+        """An event behind everything that may still read what is evicted now."""
+        if not self._on_gpu:
+            return None
+        event = torch.cuda.Event()
+        event.record()
+        return event
+
+    def _load(self, node: int, after: Any) -> bool:
         """Give the evicted nodes of a path slots and order the copy."""
         start = next(i.path_start for i in self._infos(node) if i.full_value_len is None)
         cache = self.cache
@@ -285,10 +337,10 @@ class Residency:
                 return False
         finally:
             cache.load_back_threshold = threshold
-        self._hand_over(cache.cache_controller.load_queue.pop(), start)
+        self._hand_over(cache.cache_controller.load_queue.pop(), start, after)
         return True
 
-    def _take_over_queued(self) -> None:
+    def _take_over_queued(self, after: Any) -> None:
         """Loads that an admission queued and did not start, for a prefill that was put off: they
         are on nobody's way, but their nodes look as if they were there."""
         queue = self.cache.cache_controller.load_queue
@@ -296,13 +348,9 @@ class Residency:
             operation = queue.pop(0)
             (node,) = operation.node_ids
             end = sum(i.path_end - i.path_start for i in self._infos(node))
-            self._hand_over(operation, end - len(operation.host_indices))
+            self._hand_over(operation, end - len(operation.host_indices), after)
 
-    def _hand_over(self, operation: Any, start: int) -> None:
-        after = None
-        if self._on_gpu:
-            after = torch.cuda.Event()
-            after.record()
+    def _hand_over(self, operation: Any, start: int, after: Any) -> None:
         job = self.loader.fetch(operation.host_indices, operation.device_indices, after)
         (node,) = operation.node_ids
         self._loads[job.number] = Load(job, node, start)

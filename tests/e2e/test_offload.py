@@ -57,6 +57,7 @@ def test_a_part_of_the_pool(reference, logs, share):
     verdict, status = run(reference, logs / f"offload-{share}.log", share)
     assert_same(verdict)
     offload = status["offload"]
-    assert offload["detached"] > 0 and offload["fetches"] > 0 and offload["tokens"] > 0
-    assert offload["loader_alive"] and offload["failed"] == offload["late"] == 0
-    assert status["requests"] == 0 and not any(offload["requests"].values())
+    assert offload["detachments"] > 0 and offload["fetched_tokens"] > 0
+    assert offload["active"] and offload["failed"] == offload["late"] == 0
+    assert status["requests"] == 0
+    assert offload["attached"] == offload["detached"] == offload["fetching"] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -162,7 +163,7 @@ def test_runs_cover_every_row(seed):
     runs = runs_of(torch.tensor(host, dtype=torch.int64), torch.tensor(device, dtype=torch.int64))
     pairs = [(r.host + i, r.device + i) for r in runs for i in range(r.count)]
     assert pairs == list(zip(host, device, strict=True))
-    for a, b in zip(runs, runs[1:], strict=False):
+    for a, b in itertools.pairwise(runs):
         assert (a.host + a.count, a.device + a.count) != (b.host, b.device)
 
 
