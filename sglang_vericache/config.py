@@ -15,8 +15,8 @@ RECENT_TOKENS = 64
 
 # Names of kernels.formats.FORMATS, which importing would bring torch with it.
 HORIZON_POLICIES = ("auto", "adaptive", "fixed")
-OFF, ON = "off", "on"
-OFFLOAD_CHOICES = (OFF, ON)
+OFF, AUTO, ALWAYS = "off", "auto", "always"
+OFFLOAD_CHOICES = (OFF, AUTO, ALWAYS)
 DRAFT_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8_e4m3", "int4")
 
 _MEMORY_UNITS = {"": 1 << 30, "GIB": 1 << 30, "MIB": 1 << 20, "KIB": 1 << 10}
@@ -87,7 +87,8 @@ class VeriCacheConfig:
         min_context_tokens: shorter contexts are decoded plainly.
         stagger_groups: the running requests take turns verifying in this many groups.
         fold_tail_tokens: a tail longer than this is folded into a span.
-        offload: "on" lets the full KV of running requests leave the GPU where memory is short.
+        offload: "auto" lets the full KV of running requests leave the GPU where memory is short and
+            that promises more tokens a second, "always" wherever memory is short.
         host_memory_bytes: size of the host pool; None means sized from what is free.
         loader_watch: address at which another process may listen to the loader's messages.
         verify_chunk_rows: rows of logits that exist at a time during a verify pass.
@@ -141,7 +142,7 @@ class VeriCacheConfig:
         ):
             if value is not None and self.offload == OFF:
                 raise VeriCacheConfigError(
-                    f"{flag} has no effect without --vericache-offload on: add it."
+                    f"{flag} has no effect without --vericache-offload auto: add it."
                 )
         _at_least("verify_chunk_rows", self.verify_chunk_rows, 1)
 

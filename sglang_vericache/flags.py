@@ -165,7 +165,8 @@ FLAGS: tuple[Flag, ...] = (
         _one_of("vericache_offload", OFFLOAD_CHOICES),
         "|".join(OFFLOAD_CHOICES),
         "Keep every full cache on the host as well, and let running requests leave the GPU between "
-        "their verifications where memory is short, so that more run (default off).",
+        "their verifications where memory is short, so that more run: where that promises more "
+        "tokens a second, or always (default off).",
     ),
     Flag(
         "vericache_host_memory",

@@ -32,7 +32,7 @@ def switch_on(server_args: Any, config: VeriCacheConfig) -> None:
         )
     if wanted is None and free < LEAST_BYTES:
         logger.warning(
-            "--vericache-offload on is without effect: %.1f GiB of host memory are free beside "
+            "--vericache-offload is without effect: %.1f GiB of host memory are free beside "
             "what SGLang leaves to others; everything stays on the GPU.",
             max(free, 0) / 2**30,
         )
@@ -61,7 +61,7 @@ def free_bytes() -> int:
         available = available_host_memory_bytes(allow_cgroup_fallback=True)
     except (OSError, ValueError) as error:
         raise VeriCacheConfigError(
-            f"--vericache-offload on: how much host memory is free cannot be told ({error})."
+            f"--vericache-offload: how much host memory is free cannot be told ({error})."
         ) from None
     reserve = RESERVE_BYTES if engine.in_use() else HICACHE_HOST_MEMORY_RESERVE_BYTES
     return available - reserve

@@ -130,7 +130,7 @@ METRICS = (
     Metric(
         "offload_active",
         "gauge",
-        "1 while the full KV of running requests may leave the GPU (--vericache-offload on, enough "
+        "1 while the full KV of running requests may leave the GPU (--vericache-offload, enough "
         "host memory, a living loader thread).",
         lambda n: int(n.offload.active),
     ),

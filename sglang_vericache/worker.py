@@ -194,7 +194,7 @@ class VeriCacheWorker(BaseSpecWorker):
         reasons = self.keeper.prepare(
             batch.reqs, states, committed, choice if self.drafting else None
         )
-        self.rotation.step(batch.reqs, states)
+        self.rotation.step(batch.reqs, states, committed)
         plan = self._plan(batch, states, reasons, committed, choice)
         self.rotation.check(batch.reqs, states, plan)
         plain_steps = self._plain_steps(plan, states, committed, choice)
@@ -237,9 +237,8 @@ class VeriCacheWorker(BaseSpecWorker):
             room = min(most, remaining - 1, self.max_position - committed[i])
             if reasons[i] is None and room <= 0:
                 reasons[i] = END_OF_OUTPUT
-            candidates.append(
-                Candidate(i, reasons[i] is None, state.drafted, room, state.group, state.full)
-            )
+            drafts, full, rotates = reasons[i] is None, state.full, state.rotates
+            candidates.append(Candidate(i, drafts, state.drafted, room, state.group, full, rotates))
         self._step += 1
         groups = self.config.stagger_groups
         return plan_step(candidates, self._step, choice.horizon, groups, choice.share)

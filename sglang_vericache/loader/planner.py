@@ -6,15 +6,18 @@ is left of the pool, the staging share: fetched, verified, detached, at the end 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-# The staging share holds this many of the longest rotating paths where the pool is large enough:
-# one is verified while the next one arrives.
+# Where nothing is known yet the staging share holds this many of the longest rotating paths: one is
+# verified while the next one arrives.
 STAGED_PATHS = 2
-# ... which must leave this part of the pool to requests that stay attached.
+# More than this part of the pool is not taken from requests that could stay attached.
 STAGING_SHARE = 0.5
+# Rotation must promise this much more than keeping everything attached.
+MARGIN = 1.1
 
 
 class Place(Enum):
@@ -42,7 +45,8 @@ class Runner:
         order: by admission; requests admitted earlier stay attached rather than later ones.
         path: from the root; requests that share a node name the same id.
         place: of the path.
-        since: when it was detached; the queue is in this order.
+        since: when it was detached, or when it became ready; the queue is in this order.
+        ready: it has drafted all it may. Who is not is fetched only while nobody who is waits.
         movable: it may be detached now: it has a draft view, a complete copy on the host, and has
             been verified since it was attached.
         bound: it can never be detached: it is decoded plainly.
@@ -55,6 +59,7 @@ class Runner:
     since: int = 0
     movable: bool = False
     bound: bool = False
+    ready: bool = False
 
     @property
     def tokens(self) -> int:
@@ -114,7 +119,12 @@ class _Nodes:
                 self.tokens += part.tokens
 
 
-def plan_moves(runners: Sequence[Runner], memory: Memory, may_rotate: bool = True) -> Moves:
+def plan_moves(
+    runners: Sequence[Runner],
+    memory: Memory,
+    may_rotate: bool = True,
+    staged: int = STAGED_PATHS,
+) -> Moves:
     """Decide who is detached and who is fetched.
 
     No overtaking: when the longest waiting request does not fit yet, only those follow that need
@@ -122,12 +132,13 @@ def plan_moves(runners: Sequence[Runner], memory: Memory, may_rotate: bool = Tru
 
     Args:
         may_rotate: False when nobody is to be detached any more.
+        staged: paths that the staging share should hold.
     """
     locked = _Nodes(r for r in runners if r.place is not Place.DETACHED)
     lockable = memory.free - memory.slack + locked.tokens
     bound = _Nodes(r for r in runners if r.bound)
     wanted = memory.wanted if memory.wanted <= lockable - bound.tokens else 0
-    kept = _kept(runners, lockable, wanted)
+    kept = _kept(runners, lockable, wanted, staged)
     rotating = frozenset(r.rid for r in runners if r.rid not in kept)
 
     queue = sorted((r for r in runners if r.place is Place.DETACHED), key=_turn)
@@ -154,11 +165,11 @@ def plan_moves(runners: Sequence[Runner], memory: Memory, may_rotate: bool = Tru
     return Moves(tuple(r.rid for r in detach), tuple(fetch), rotating, wanted)
 
 
-def _turn(runner: Runner) -> tuple[int, int]:
-    return runner.since, runner.order
+def _turn(runner: Runner) -> tuple[bool, int, int]:
+    return not runner.ready, runner.since, runner.order
 
 
-def _kept(runners: Sequence[Runner], lockable: int, wanted: int) -> set[str]:
+def _kept(runners: Sequence[Runner], lockable: int, wanted: int, staged: int) -> set[str]:
     """Ids of the requests that stay attached."""
     everything = _Nodes(runners)
     if everything.tokens + wanted <= lockable:
@@ -167,15 +178,40 @@ def _kept(runners: Sequence[Runner], lockable: int, wanted: int) -> set[str]:
     kept = {r.rid for r in runners if r.bound}
     others = sorted((r for r in runners if not r.bound), key=lambda r: r.order)
     longest = max((r.tokens for r in others), default=0)
-    staging = max(STAGED_PATHS * longest, wanted)
-    if staging > STAGING_SHARE * lockable:
-        staging = max(longest, wanted)
+    staging = max(longest, wanted, min(staged * longest, int(STAGING_SHARE * lockable)))
     for runner in others:
         if nodes.tokens + nodes.missing(runner) > lockable - staging:
             break
         nodes.add(runner)
         kept.add(runner.rid)
     return kept
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Measured or foreseen, in seconds.
+
+    Attributes:
+        round_s: between two verifies of a request that stays attached.
+        fetch_s: for the longest path to arrive.
+        step_s: of a scheduler step: a path that has arrived waits for the next one.
+    """
+
+    round_s: float
+    fetch_s: float
+    step_s: float
+
+    @property
+    def staged(self) -> int:
+        """Paths of which the staging share keeps the link busy: those that arrive in a step,
+        and those that are being verified."""
+        return 1 + max(1, math.ceil(self.step_s / max(self.fetch_s, 1e-6)))
+
+    @property
+    def pays(self) -> bool:
+        """Whether room for a path brings more verifies in the staging share than in the hands of
+        one request that stays attached: there it brings one a round."""
+        return MARGIN * (self.fetch_s + 2 * self.step_s) < self.round_s
 
 
 def is_sound(paths: Iterable[int], lockable: int) -> bool:

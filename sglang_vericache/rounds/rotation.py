@@ -12,13 +12,22 @@ from typing import Any
 
 import torch
 
-from sglang_vericache.config import OFF, VeriCacheConfig
+from sglang_vericache.config import AUTO, OFF, VeriCacheConfig
 from sglang_vericache.loader.client import LoaderClient
 from sglang_vericache.loader.copy import PlainCopier, StreamCopier
-from sglang_vericache.loader.planner import Memory, Place, Runner, is_sound, plan_moves
+from sglang_vericache.loader.planner import (
+    STAGED_PATHS,
+    Costs,
+    Memory,
+    Place,
+    Runner,
+    is_sound,
+    plan_moves,
+)
 from sglang_vericache.metrics import OffloadNumbers
 from sglang_vericache.rounds.policy import RoundPlan
 from sglang_vericache.rounds.request_state import RequestState
+from sglang_vericache.rounds.step_watch import StepWatch
 from sglang_vericache.tree.residency import Residency, Seat
 
 logger = logging.getLogger(__name__)
@@ -28,6 +37,8 @@ logger = logging.getLogger(__name__)
 MOST_IDLE = 4
 # A step in which nobody can do anything waits this long for the next arrival.
 IDLE_WAIT_S = 0.005
+# Bytes/s of the link until the first fetch has told: PCIe 4 with 16 lanes.
+ASSUMED_LINK_RATE = 20e9
 
 
 @dataclass
@@ -49,13 +60,20 @@ class Rotation:
     Args:
         verify_width: main slots that a request may take in a step.
         push_tokens: of what a rotating request has generated, to be given to the tree at a time.
+        watch: measures whether rotation pays; None rotates whenever memory is short.
     """
 
     def __init__(
-        self, residency: Residency, allocator: Any, verify_width: int, push_tokens: int
+        self,
+        residency: Residency,
+        allocator: Any,
+        verify_width: int,
+        push_tokens: int,
+        watch: StepWatch | None = None,
     ) -> None:
         self.residency, self.allocator = residency, allocator
         self.verify_width, self.push_tokens = verify_width, push_tokens
+        self.watch = watch
         self.counters = RotationCounters()
         self._step = 0
         self._wanted = 0
@@ -68,6 +86,8 @@ class Rotation:
 
     def before_extend(self, batch: Any) -> None:
         """A prefill is about to run."""
+        if self.watch is not None:
+            self.watch.interrupt()
         chunked = batch.chunked_req
         rest = 0 if chunked is None else len(chunked.full_untruncated_fill_ids) - chunked.extend_end
         self._prefill_rest = max(rest, 0)
@@ -75,29 +95,43 @@ class Rotation:
         nodes = [req.last_node for req in batch.reqs if req.session is None]
         self.residency.wait_for_prefill([node for node in nodes if node is not None])
 
-    def step(self, reqs: Sequence[Any], states: Sequence[RequestState]) -> None:
+    def step(
+        self, reqs: Sequence[Any], states: Sequence[RequestState], committed: Sequence[int]
+    ) -> None:
         """Move requests before a decode step is planned; ``full`` and ``rotates`` of the states
-        say where they are then."""
+        say where they are then.
+
+        Args:
+            committed: tokens of each request whose KV is computed.
+        """
         self._step += 1
         live = [
-            (r, s)
-            for r, s in zip(reqs, states, strict=True)
+            (r, s, n)
+            for r, s, n in zip(reqs, states, committed, strict=True)
             # The row of a session outlives its request, and belongs to the session.
             if not s.released and r.session is None
         ]
-        seats = [self.residency.seat_of(req) for req, _ in live]
+        seats = [self.residency.seat_of(req) for req, _, _ in live]
         self.counters.attached += len(self.residency.arrive(self._step))
         if self._looked_at != self.changes:
             self._looked_at = self.changes
             for seat in seats:
                 self.residency.look_at_path(seat)
-        for seat, (_, state) in zip(seats, live, strict=True):
+        for seat, (_, state, _) in zip(seats, live, strict=True):
             if self._is_long(seat, state):
                 self.residency.push(seat)
-        runners = [self._runner(seat, state) for seat, (_, state) in zip(seats, live, strict=True)]
+        runners = [
+            self._runner(seat, state, length)
+            for seat, (_, state, length) in zip(seats, live, strict=True)
+        ]
         slack = 2 * self.verify_width * len(live) + self._prefill_rest
+        costs = self._costs(runners)
+        if costs is not None and not costs.pays:
+            self._wanted = 0
         memory = Memory(self.free, slack, self._wanted)
-        moves = plan_moves(runners, memory, may_rotate=self.residency.loader.alive)
+        alive = self.residency.loader.alive
+        staged = STAGED_PATHS if costs is None else costs.staged
+        moves = plan_moves(runners, memory, alive, staged)
         self._wanted = 0
         by_rid = {seat.req.rid: seat for seat in seats}
         for rid in moves.detach:
@@ -109,7 +143,7 @@ class Rotation:
                 break  # no overtaking
         # What was there already is attached at once.
         self.counters.attached += len(self.residency.arrive(self._step))
-        for seat, (_, state) in zip(seats, live, strict=True):
+        for seat, (_, state, _) in zip(seats, live, strict=True):
             state.full = seat.place is Place.ATTACHED
             state.rotates = seat.req.rid in moves.rotating
 
@@ -120,15 +154,27 @@ class Rotation:
             if not states[i].released and not self.residency.is_full(reqs[i]):
                 raise AssertionError(f"request {reqs[i].rid} is read while its row is empty")
         working = {i for i, _ in plan.draft}
-        self._idle = sum(not s.full and i not in working for i, s in enumerate(states))
+        idle = [i for i, s in enumerate(states) if not s.full and i not in working]
+        for i in idle:
+            self.residency.await_verify(reqs[i], self._step)
+        self._idle = len(idle)
+        if self.watch is not None:
+            verified = {i for i, _ in plan.verify}
+            steady = [i for i, s in enumerate(states) if s.full and not s.rotates]
+            self.watch.step([reqs[i].rid for i in steady if i in verified])
         if not plan.plain and not plan.draft and not plan.verify:
             self.counters.attached += len(self.residency.arrive(self._step, IDLE_WAIT_S))
 
-    def _runner(self, seat: Seat, state: RequestState) -> Runner:
+    def _runner(self, seat: Seat, state: RequestState, committed: int) -> Runner:
         bound = state.view is None
+        # Under overlap scheduling SGLang takes a request with one token left out of the batch: the
+        # step that is under way must yield it, so it cannot be one that waits.
+        req = seat.req
+        produced = committed + 1 - len(req.origin_input_ids)
+        ends = req.sampling_params.max_new_tokens - produced <= 1
         # One that was just attached is verified first: with nothing drafted it has been.
         verified = seat.attached < self._step and (seat.attached == 0 or state.drafted == 0)
-        movable = not bound and verified and seat.place is Place.ATTACHED
+        movable = not bound and not ends and verified and seat.place is Place.ATTACHED
         return Runner(
             seat.req.rid,
             seat.order,
@@ -137,6 +183,7 @@ class Rotation:
             seat.since,
             movable and self.residency.is_complete(seat),
             bound,
+            seat.ready,
         )
 
     def _is_long(self, seat: Seat, state: RequestState) -> bool:
@@ -145,6 +192,15 @@ class Rotation:
         private = kv.kv_committed_len - kv.cache_protected_len
         attached = seat.place is Place.ATTACHED
         return state.rotates and attached and private >= self.push_tokens
+
+    def _costs(self, runners: Sequence[Runner]) -> Costs | None:
+        """What is known of rotation, if anybody asks."""
+        if self.watch is None or self.watch.round_s is None or not runners:
+            return None
+        copies = self.residency.loader.counters
+        rate = copies.tokens / copies.seconds if copies.seconds > 0 else self.watch.link_rate
+        longest = max(runner.tokens for runner in runners)
+        return Costs(self.watch.round_s, longest / rate, self.watch.step_s)
 
     @property
     def free(self) -> int:
@@ -235,7 +291,9 @@ class NoRotation:
     def before_extend(self, batch: Any) -> None:
         pass
 
-    def step(self, reqs: Sequence[Any], states: Sequence[RequestState]) -> None:
+    def step(
+        self, reqs: Sequence[Any], states: Sequence[RequestState], committed: Sequence[int]
+    ) -> None:
         pass
 
     def check(self, reqs: Sequence[Any], states: Sequence[RequestState], plan: RoundPlan) -> None:
@@ -259,6 +317,10 @@ def create_rotation(
         kind(host_layers, device_layers), kind(host_layers, device_layers), config.loader_watch
     )
     residency = Residency(cache, rows, loader)
-    rotation = Rotation(residency, allocator, config.verify_width, config.fold_tail_tokens)
+    watch = None
+    if config.offload == AUTO:
+        token_bytes = sum(layer[0].nbytes for layer in device_layers)
+        watch = StepWatch(ASSUMED_LINK_RATE / token_bytes)
+    rotation = Rotation(residency, allocator, config.verify_width, config.fold_tail_tokens, watch)
     cache.rotation = rotation
     return rotation

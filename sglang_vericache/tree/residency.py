@@ -34,7 +34,8 @@ class Seat:
     Attributes:
         order: by admission.
         place: of its path; the row is full when ATTACHED, else empty.
-        since: the step in which it was detached.
+        since: the step in which it was detached, or had drafted all it may.
+        ready: it has drafted all it may.
         attached: the step in which its path was last attached.
         path: nodes from the root, as they were when last looked at.
         host_lock: receipt that keeps the host copies while the path is not ATTACHED.
@@ -46,6 +47,7 @@ class Seat:
     order: int
     place: Place = Place.ATTACHED
     since: int = 0
+    ready: bool = False
     attached: int = 0
     path: tuple[PathPart, ...] = ()
     host_lock: Any = None
@@ -108,6 +110,13 @@ class Residency:
         seat = self._seats.get(req.rid)
         return seat is None or seat.place is Place.ATTACHED
 
+    def await_verify(self, req: Any, step: int) -> None:
+        """A request that is not full has drafted all it may: its place in the queue counts from
+        now on."""
+        seat = self._seats.get(req.rid)
+        if seat is not None and not seat.ready:
+            seat.ready, seat.since = True, step
+
     def look_at_path(self, seat: Seat) -> None:
         """Nodes split and grow as others come and go."""
         (infos,) = self.cache.tree_core.collect_path_info([seat.req.last_node])
@@ -152,7 +161,7 @@ class Residency:
             self.cache.unlock(req.lock)
         req.lock = None
         self.rows[req.kv.req_pool_idx, : req.kv.cache_protected_len] = 0
-        seat.place, seat.since = Place.DETACHED, step
+        seat.place, seat.since, seat.ready = Place.DETACHED, step, False
 
     def order(self, seat: Seat) -> bool:
         """Lock a detached path and have fetched what is not there. False when the pool has no

@@ -13,14 +13,13 @@ from servers import server
 
 pytestmark = pytest.mark.e2e
 
-HORIZON = 8
-RUNNING = 8
-LENGTHS = (700, 900, 1100, 1000, 800, 1200, 950, 1050)
-OUTPUT = 64
-NEEDED = sum(LENGTHS) + RUNNING * (OUTPUT + 2 * HORIZON)
+HORIZON = 6
+LENGTHS = tuple(500 + 19 * n for n in range(20))
+RUNNING, OUTPUT = len(LENGTHS), 40
+NEEDED = sum(LENGTHS) + RUNNING * (OUTPUT + 2 * (HORIZON + 1))
 FLAGS = (
     *DRAFT_FLAGS,
-    *("--vericache-horizon", str(HORIZON), "--vericache-offload", "on"),
+    *("--vericache-horizon", str(HORIZON), "--vericache-offload", "always"),
     *("--vericache-host-memory", "256MiB", "--chunked-prefill-size", "256"),
 )
 

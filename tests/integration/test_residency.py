@@ -220,8 +220,8 @@ def test_nobody_reads_early(gated):
     assert gated.residency.is_full(req)
     gated.generate(req, 3)
     gated.generate(other, 3)
-    for req in (req, other):
-        gated.end(req, True)
+    for ended in (req, other):
+        gated.end(ended, True)
     gated.check_idle()
 
 
@@ -233,8 +233,8 @@ def test_a_split_under_way(gated):
     gated.generate(other, 3)
     gated.arrive(0.1)
     gated.generate(req, 3)
-    for req in (req, other):
-        gated.end(req, True)
+    for ended in (req, other):
+        gated.end(ended, True)
     gated.check_idle()
 
 

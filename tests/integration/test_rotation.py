@@ -76,6 +76,7 @@ class Scheduler:
             self.rotation.before_extend(SimpleNamespace(chunked_req=None, reqs=[req]))
             self.waiting.pop(0)
             self.left[req.rid] = output
+            req.sampling_params.max_new_tokens = output
             view = None if self.rng.random() < self.plain else object()
             self.states[req.rid] = SimpleNamespace(
                 view=view, drafted=0, full=True, rotates=False, released=False
@@ -99,7 +100,7 @@ class Scheduler:
         if not reqs:
             return
         states = [self.states[r.rid] for r in reqs]
-        self.rotation.step(reqs, states)
+        self.rotation.step(reqs, states, [len(r.text) - 1 for r in reqs])
         plain = [i for i, s in enumerate(states) if s.full and s.view is None]
         verify = [(i, WIDTH - 1) for i, s in enumerate(states) if s.full and s.view is not None]
         draft = [
@@ -111,6 +112,8 @@ class Scheduler:
         self.rotation.check(reqs, states, plan)
         for i, count in draft:
             states[i].drafted += count
+        for req, state in zip(reqs, states, strict=True):
+            assert state.full or self.left[req.rid] > 1, "SGLang would lose its last token"
         for i in (*plain, *(i for i, _ in verify)):
             count = 1 if i in plain else self.rng.randint(1, WIDTH)
             count = min(count, self.left[reqs[i].rid])

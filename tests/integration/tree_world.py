@@ -247,6 +247,7 @@ class Request:
         self.output_ids = array("q")
         self.full_untruncated_fill_ids = array("q", text)
         self.kv = ReqKvInfo()
+        self.sampling_params = SimpleNamespace(max_new_tokens=1 << 30)
         self.ended = False
 
     @property
