@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from benchmarks.registry import CASES
+from benchmarks.registry import CASES, Case
 from benchmarks.rows import Row
 from benchmarks.tables import case_cell, common_flags, factor, newest, own_flags
 
@@ -28,6 +29,9 @@ def draw(rows_of: Mapping[str, Sequence[Row]], folder: Path) -> list[Path]:
                 "acceptance": "tokens a round",
             }
             written += _save(_bars(bars, titles[name]), folder, name)
+    points = _points(rows_of.get("serving", ()))
+    if points:
+        written += _save(_over_sizes(points), folder, "speed-over-context")
     return written
 
 
@@ -54,7 +58,8 @@ def _rounds(rows: Sequence[Row]) -> list[Bar]:
 
 def _label(row: Row, common: Sequence[str]) -> str:
     flags = own_flags(row, common).replace("--vericache-", "").replace("--", "")
-    return f"{case_cell(row)}, {row.gpu}\n{flags}"
+    metric = "" if row.metric == "decode_rate" else f" {row.metric.replace('_', ' ')}"
+    return f"{case_cell(row)}{metric}, {row.gpu}\n{flags}"
 
 
 def _bars(bars: Sequence[Bar], title: str) -> Figure:
@@ -71,6 +76,66 @@ def _bars(bars: Sequence[Bar], title: str) -> Figure:
     axes.margins(x=0.1)
     axes.set_title(title, fontsize=10)
     return figure
+
+
+@dataclass(frozen=True)
+class Point:
+    """The newest decode rate of a registered case with some flags."""
+
+    case: Case
+    gained: float
+    simulated: bool
+    model: str
+
+
+def _points(rows: Sequence[Row]) -> list[Point]:
+    points = []
+    for row in newest(rows):
+        case, gained = CASES.get(row.case), factor(row)
+        if row.metric == "decode_rate" and case is not None and gained is not None:
+            points.append(Point(case, gained, row.simulated_acceptance is not None, row.model))
+    return points
+
+
+def _over_sizes(points: Sequence[Point]) -> Figure:
+    """Factors of decode rate over both sizes of a case; hollow: simulated acceptance."""
+    figure = Figure(figsize=(2 * WIDTH_INCHES / 1.5, 4.0), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    models = list(dict.fromkeys(point.model for point in points))
+    for axes, label, size, other in (
+        (panels[0], "tokens of context", _context, _requests),
+        (panels[1], "requests at a time", _requests, _context),
+    ):
+        for color, model in enumerate(models):
+            for point in (p for p in points if p.model == model):
+                face = "none" if point.simulated else f"C{color}"
+                axes.scatter(size(point), point.gained, edgecolor=f"C{color}", facecolor=face)
+                axes.annotate(
+                    f"{other(point)}",
+                    (size(point), point.gained),
+                    xytext=(5, 3),
+                    textcoords="offset points",
+                    fontsize=7,
+                )
+        axes.axhline(1.0, color="tab:gray", linewidth=0.8)
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel(label)
+    panels[0].set_ylabel("decode rate with the flag / without")
+    for color, model in enumerate(models):
+        panels[0].scatter([], [], color=f"C{color}", label=model)
+    panels[0].legend(fontsize=8)
+    panels[0].set_title("at each point: requests at a time", fontsize=9)
+    panels[1].set_title("at each point: tokens of context", fontsize=9)
+    figure.suptitle("Decode rate by context and concurrency (hollow: simulated acceptance)")
+    return figure
+
+
+def _context(point: Point) -> int:
+    return point.case.context
+
+
+def _requests(point: Point) -> int:
+    return point.case.requests
 
 
 def _save(figure: Figure, folder: Path, name: str) -> list[Path]:

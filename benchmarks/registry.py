@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 # Measure -> the module that runs it, and whether that module takes the names of cases.
 MEASURES = {
@@ -13,6 +14,9 @@ MEASURES = {
     "kernels": ("benchmarks.kernels", False),
 }
 SMOL = "SmolLM2-135M"
+SHAPE_8B = "shape:8b"
+# What the cases of model shapes replay in place of real acceptance (benchmarks/replay).
+REPLAY = "run-lengths.json:snapkv+int4had 0.2:greedy"
 
 
 class UnknownCaseError(ValueError):
@@ -27,8 +31,15 @@ class Case:
         shows: what its figures say, in half a sentence.
         context: tokens of each prompt.
         requests: how many run at once; for measures without a server, how many there are.
-        least_factor: value over baseline that is wanted at least, None where nothing is.
+        least_factor: value over baseline that is wanted at least (of times: baseline over value),
+            None where nothing is.
         measure: key of MEASURES; its rows lie in the results file of that name.
+        repeats: of each timed run.
+        tokens: of each answer.
+        prefixes, shared_tokens: so many prefixes of so many tokens, the context's first, are each
+            shared by requests / prefixes prompts.
+        arrivals: requests arrive as sglang.bench_serving sends them, at this share of what the
+            unmodified server can take; None: all at once, prefixes cached.
     """
 
     name: str
@@ -38,20 +49,45 @@ class Case:
     requests: int
     least_factor: float | None
     measure: str
+    repeats: int = 3
+    tokens: int = 256
+    prefixes: int = 0
+    shared_tokens: int = 0
+    arrivals: float | None = None
 
 
-def _serving(name: str, context: int, requests: int, least: float, shows: str) -> Case:
-    return Case(name, shows, SMOL, context, requests, least, "serving")
+# A figure near 1 must tell small losses from noise.
+_CLOSE: dict[str, Any] = {"repeats": 7, "tokens": 512}
+
+
+def _serving(
+    name: str, model: str, context: int, requests: int, least: float, shows: str, **more: Any
+) -> Case:
+    return Case(name, shows, model, context, requests, least, "serving", **more)
 
 
 CASES = {
     case.name: case
     for case in (
-        _serving("smol-7k7-x256", 7700, 256, 3.0, "the whole context window, a large batch"),
-        _serving("smol-7k7-x128", 7700, 128, 2.5, "the whole context window, half that batch"),
-        _serving("smol-4k-x128", 4096, 128, 1.7, "half the context window"),
-        _serving("smol-1k-x32", 1024, 32, 0.98, "too little KV to gain: must cost next to nothing"),
-        _serving("smol-1k-x1", 1024, 1, 0.98, "one short request: must cost next to nothing"),
+        _serving("smol-7k7-x256", SMOL, 7700, 256, 3.0, "the whole context window, a large batch"),
+        _serving("smol-7k7-x128", SMOL, 7700, 128, 2.5, "the whole context window, half the batch"),
+        _serving("smol-4k-x128", SMOL, 4096, 128, 1.7, "half the context window"),
+        _serving("smol-1k-x32", SMOL, 1024, 32, 0.98, "too little KV to gain on", **_CLOSE),
+        _serving("smol-1k-x1", SMOL, 1024, 1, 0.98, "one short request", **_CLOSE),
+        _serving("8b-32k-x12", SHAPE_8B, 32768, 12, 2.0, "long contexts that fill the pool"),
+        _serving("8b-8k-x48", SHAPE_8B, 8192, 48, 1.9, "the same KV in shorter contexts"),
+        _serving(
+            *("8b-shared-x48", SHAPE_8B, 33792, 48, 2.5, "six documents, eight readers each"),
+            prefixes=6,
+            shared_tokens=32768,
+        ),
+        _serving("8b-1k-x32", SHAPE_8B, 1024, 32, 0.98, "weights cost more than KV", **_CLOSE),
+        _serving("8b-1k-x1", SHAPE_8B, 1024, 1, 0.98, "one short request", **_CLOSE),
+        _serving(
+            *("smol-mix", SMOL, 1024, 0, 0.97, "short requests that come and go"),
+            tokens=128,
+            arrivals=0.7,
+        ),
         Case(
             "acceptance-2k",
             "how many drafted tokens stand, on eight prompts of real text",
@@ -97,6 +133,8 @@ def serving_case(text: str) -> Case:
     try:
         name, context, requests = text.split(":")
         case = Case(name, "ad hoc", "", int(context), int(requests), None, "serving")
+        if case.context < 1 or case.requests < 1:
+            raise ValueError("nothing to send")
     except ValueError:
         raise UnknownCaseError(f"{text!r} is not NAME:CONTEXT:REQUESTS") from None
     known = CASES.get(name)

@@ -49,20 +49,19 @@ class Row:
 
 
 def append(file: str, row: Row) -> None:
-    """Add ``row`` to results/``file`` with the machine, command, commit and date of this run.
+    """Add ``row`` to results/``file``; the machine, command, commit and date that it lacks are
+    those of this run.
 
     Raises:
         ValueError: the commit is unknown.
     """
-    at = row.commit or commit()
-    if at.startswith("unknown"):
-        raise ValueError("a row without a commit says nothing: set VERICACHE_COMMIT")
+    at = row.commit or require_commit()
     filled = asdict(row) | {
         "gpu": row.gpu or device_name(),
         "command": row.command or command(),
         "commit": at,
-        "sglang": version("sglang"),
-        "date": date.today().isoformat(),
+        "sglang": row.sglang or version("sglang"),
+        "date": row.date or date.today().isoformat(),
     }
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / file).open("a", encoding="utf-8") as out:
@@ -81,6 +80,16 @@ def command() -> str:
     """What was typed; of a measure that the runner started, what the runner was told."""
     typed = shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
     return os.environ.get("VERICACHE_COMMAND", typed)
+
+
+def require_commit() -> str:
+    """Raises:
+    ValueError: the commit is unknown.
+    """
+    at = commit()
+    if at.startswith("unknown"):
+        raise ValueError("a row without a commit says nothing: set VERICACHE_COMMIT")
+    return at
 
 
 def device_name() -> str:

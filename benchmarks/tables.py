@@ -67,8 +67,16 @@ def _rounds(row: Row) -> str:
     return "-" if row.tokens_per_round is None else f"{row.tokens_per_round:.1f}"
 
 
+# Of these less is better.
+_SMALL_IS_GOOD = ("s", "ms", "in 1000 tokens")
+
+
 def factor(row: Row) -> float | None:
-    return row.value / row.baseline if row.baseline else None
+    """How many times as good as the baseline."""
+    if not row.baseline or not row.value:
+        return None
+    small_is_good = row.unit in _SMALL_IS_GOOD
+    return row.baseline / row.value if small_is_good else row.value / row.baseline
 
 
 def _serving_line(row: Row) -> dict[str, str]:
@@ -76,9 +84,11 @@ def _serving_line(row: Row) -> dict[str, str]:
     wanted = case.least_factor if case else None
     return {
         "prompt tokens": str(case.context) if case else "-",
-        "requests": str(case.requests) if case else "-",
-        f"{row.unit} without": number(row.baseline),
+        "requests": str(case.requests or "-") if case else "-",
+        "metric": row.metric.replace("_", " "),
+        "without": number(row.baseline),
         "with": number(row.value),
+        "unit": row.unit,
         "factor": "-" if gained is None else f"{gained:.2f}",
         "wanted": "-" if wanted is None else f"{wanted:g}",
         "tokens a round": _rounds(row),

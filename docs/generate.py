@@ -174,7 +174,7 @@ def speed() -> str:
     """Every row with its spread, all its flags and where it is from: a ratio alone misleads."""
     rows = [
         (
-            row["case"],
+            row["case"] + _simulated(row),
             row["model"],
             row["gpu"],
             f"{row['baseline']:,.0f}",
@@ -211,6 +211,37 @@ def exactness() -> str:
         return "No row holds such a comparison yet."
     head = ("case", "model", "device", "flags", "identical", "mismatches", "near ties")
     return table(head, rows)
+
+
+def _simulated(row: dict[str, Any]) -> str:
+    label = row["simulated_acceptance"]
+    return "" if label is None else f" (simulated acceptance: {html.escape(label)})"
+
+
+def rescored() -> str:
+    """Level E1: first differences, and what the unmodified server says of our tokens."""
+    rows = [
+        (
+            row["case"],
+            row["model"],
+            row["gpu"],
+            f"{row['value']:g}",
+            f"{row['baseline']:g}",
+            row["near_ties"],
+            row["mismatches"],
+            html.escape(row["note"]).replace("|", "&#124;"),
+            code(row["flags"]),
+            f"{row['commit']}, {row['date']}",
+        )
+        for row in rows_of("first_differences")
+    ]
+    if not rows:
+        return "No output has been rescored on a GPU yet."
+    head = ("case", "model", "device", "first differences in 1000 tokens", "without the flag")
+    return table(
+        (*head, "near ties", "mismatches", "compared", "flags", "commit and date"),
+        rows,
+    )
 
 
 def selection() -> str:
@@ -257,6 +288,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "score-inputs": score_inputs,
     "speed": speed,
     "exactness": exactness,
+    "rescored": rescored,
     "selection": selection,
     "rooms": rooms,
     "files": files,

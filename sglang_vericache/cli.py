@@ -1,9 +1,12 @@
-"""Commands beside the server: check, compressors, cpu-env, demo."""
+"""Commands beside the server: check, compressors, cpu-env, demo, bench."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import shlex
+import sys
+from pathlib import Path
 from typing import Any, cast
 
 from sglang_vericache import PINNED_SGLANG, __version__
@@ -21,6 +24,10 @@ def main(argv: list[str] | None = None) -> int:
     command = commands.add_parser("demo", help="compare a small model with and without the flag")
     command.add_argument("--json", metavar="FILE", help="write all records to FILE")
     command.set_defaults(run=demo)
+    commands.add_parser("bench", help="compare speed with and without the flag, from a checkout")
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["bench"]:  # whose options are the benchmark's own
+        return bench(argv[1:])
     arguments = vars(parser.parse_args(argv))
     del arguments["command"]
     return arguments.pop("run")(**arguments)
@@ -101,3 +108,25 @@ def demo(json: str | None) -> int:
     from sglang_vericache.demo.__main__ import main
 
     return main(["--json", json] if json else [])
+
+
+def bench(argv: list[str]) -> int:
+    """Both servers one after the other, by benchmarks/ of the checkout."""
+    folder = Path(__file__).resolve().parent.parent / "benchmarks"
+    spec = importlib.util.spec_from_file_location(
+        "benchmarks", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    if not (folder / "serving").is_dir() or spec is None or spec.loader is None:
+        print(
+            "error: bench runs from a checkout, and this is an installed package: clone the "
+            "repository and install it with pip install -e .",
+            file=sys.stderr,
+        )
+        return 2
+    # By its place: the checkout on the path would bring its kernels/ along, which is also the name
+    # of a package that SGLang needs.
+    sys.modules["benchmarks"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["benchmarks"])
+    from benchmarks.serving.__main__ import main as run
+
+    return run(argv)

@@ -39,7 +39,8 @@ class Emission:
         self._new_lengths: torch.Tensor | None = None
 
     def publish(self, plain: torch.Tensor | None = None, plain_steps: int = 0) -> None:
-        """Announce a step that verifies nothing before it runs: its yields are known.
+        """Announce the new lengths, as soon as all yields are known: those of a step that
+        verifies nothing before it runs.
 
         Args:
             plain: places of the requests that will yield ``plain_steps`` tokens each.
@@ -66,8 +67,7 @@ class Emission:
             self.output = spread_output(plain.output, index, indices, size, width)
 
     def result(self) -> GenerationBatchResult:
-        if self._new_lengths is None:
-            self.publish()
+        assert self._new_lengths is not None, "published once a step"
         return GenerationBatchResult(
             logits_output=self.output,
             next_token_ids=self.tokens.flatten(),

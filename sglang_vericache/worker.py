@@ -34,7 +34,7 @@ from sglang_vericache.plugin import applied_hooks
 from sglang_vericache.pool.sizing import create_pool, create_rows, main_row_bytes
 from sglang_vericache.request_options import options_of
 from sglang_vericache.rounds.accounting import StepAccount
-from sglang_vericache.rounds.pace import Choice, create_pace
+from sglang_vericache.rounds.pace import Choice, create_pace, horizons_up_to
 from sglang_vericache.rounds.policy import Candidate, RoundPlan, plan_step
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.requests import RunningRequests
@@ -44,7 +44,7 @@ from sglang_vericache.support import END_OF_OUTPUT, draft_obstacle, validate_lay
 from sglang_vericache.tree.view_builder import FullKV, ViewBuilder
 from sglang_vericache.upload import to_device
 from sglang_vericache.verify.logits_consumer import create_picker
-from sglang_vericache.verify.verifier import PreparedVerify, Verifier
+from sglang_vericache.verify.verifier import PreparedVerify, Verified, Verifier
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +119,8 @@ class VeriCacheWorker(BaseSpecWorker):
         if torch.device(self.pool.device).type == "cuda" and runner is not None:
             graphs = DraftGraphs(self.draft_step, sorted(runner.capture_bs))
             graphs.capture()
+            widths = [horizon + 1 for horizon in horizons_up_to(self.config.horizon) if horizon]
+            self.verifier.capture(widths, max(runner.capture_bs))
         self.drafter = Drafter(self.draft_step, graphs)
 
     @property
@@ -214,7 +216,9 @@ class VeriCacheWorker(BaseSpecWorker):
             for i, count in plan.draft:
                 states[i].drafted += count
         if verify is not None:
-            self._verify(batch, states, verify, emission)
+            verified = self._verify(states, verify, emission)
+            emission.publish(plain, plain_steps)
+            self._commit_verified(batch, verify, verified)
         if plain is not None:
             self._decode_plainly(batch, plain, plan.plain, states, pending, plain_steps, emission)
         self._accounts.append(account)
@@ -266,17 +270,19 @@ class VeriCacheWorker(BaseSpecWorker):
         with self.phases("draft"):
             self.drafter.run(batch, work, drafted, pending)
 
-    def _verify(self, batch, states, prepared: PreparedVerify, emission: Emission) -> None:
-        index = prepared.index
+    def _verify(self, states, prepared: PreparedVerify, emission: Emission) -> Verified:
         with self.phases("verify"):
             verified = self.verifier.run(prepared)
-        emission.add_verified(index, verified)
-        width = verified.tokens.shape[1]
-        column = torch.arange(width, device=index.device)
-        kept = column < verified.yields[:, None]
-        self._commit(batch, index, column[None], kept, verified.source_slots)
+        emission.add_verified(prepared.index, verified)
         for i in prepared.indices:
             states[i].drafted = 0
+        return verified
+
+    def _commit_verified(self, batch, prepared: PreparedVerify, verified: Verified) -> None:
+        index = prepared.index
+        column = torch.arange(verified.tokens.shape[1], device=index.device)
+        kept = column < verified.yields[:, None]
+        self._commit(batch, index, column[None], kept, verified.source_slots)
 
     def _decode_plainly(
         self, batch, index, indices, states, pending, steps, emission: Emission
@@ -351,6 +357,8 @@ class VeriCacheWorker(BaseSpecWorker):
             },
             "phase_seconds": dict(self.phases.seconds),
             "horizons": self.pace.describe(),
+            "rounds_in_parts": self.pace.rounds_in_parts,
+            "plain_together": self.pace.plain_together,
             "hooks": applied_hooks(),
         }
         if self.requests is None:

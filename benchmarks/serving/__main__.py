@@ -1,174 +1,177 @@
-"""``python -m benchmarks.serving``: unmodified SGLang and vericache, one after the other."""
+"""``python -m sglang_vericache bench``: unmodified SGLang and vericache, one after the other.
+
+Both get the same requests on the same machine. What each server found is saved as soon as a case
+is done, so a comparison may be split over several calls with the same --out.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
-import statistics
+import shutil
+import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.registry import SMOL, Case, UnknownCaseError, serving_case
-from benchmarks.rows import Row, append
-from benchmarks.serving.measure import LONG_TOKENS, Speed, measure
-from benchmarks.serving.prompts import Prompts, repetition
-from benchmarks.serving.server import ServingServer
-from sglang_vericache.demo.model import default_cache_dir, prepare_model
-
-MOST_REPETITION = 0.3
-FLAGS = (
-    "--attention-backend flashinfer --sampling-backend pytorch --grammar-backend none "
-    "--skip-server-warmup --disable-prefill-cuda-graph --mem-fraction-static 0.85 "
-    "--dtype bfloat16 --cuda-graph-max-bs-decode 256"
+from benchmarks import registry, rows
+from benchmarks.serving.figures import WARM_TOKENS
+from benchmarks.serving.join import Comparison, summary
+from benchmarks.serving.side import (
+    CHOSEN,
+    Options,
+    Side,
+    SideError,
+    SideRun,
+    common_flags,
+    default_model,
 )
-OURS = tuple(f"--enable-vericache --vericache-draft-dtype {name}" for name in ("int4", "bfloat16"))
+from benchmarks.serving.traffic import CAPACITY_REQUESTS
+from sglang_vericache.demo.model import default_cache_dir
+
+OURS = "--enable-vericache --vericache-draft-dtype int4"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="checkpoint folder; by default the demo's SmolLM2-135M")
-    parser.add_argument(
-        "--case",
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m sglang_vericache bench", description=__doc__)
+    add = made.add_argument
+    add(
+        *("--case",),
         action="append",
-        required=True,
+        default=[],
         metavar="NAME|NAME:CONTEXT:REQUESTS",
-        help="registered (python -m benchmarks list) or ad hoc",
+        help="registered (python -m benchmarks list) or ad hoc; several of one model share starts",
     )
-    parser.add_argument("--flags", default=FLAGS, help="of both servers (default: %(default)s)")
-    parser.add_argument(
-        "--ours",
+    add("--model", help="checkpoint folder, or shape:8b for random weights; default by the cases")
+    add("--flags", help="of every server (default: what a GPU wants)")
+    add(
+        *("--plain",),
         action="append",
-        help=f"flags of one server with the plugin (default: one each of {', '.join(OURS)})",
+        metavar="FLAGS",
+        help="more flags of an unmodified server; repeated: several, of which the best counts",
     )
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument(
-        "--out",
+    add(
+        *("--ours",),
+        action="append",
+        metavar="FLAGS",
+        help=f"more flags of a server with the plugin (default: {OURS}); may be repeated",
+    )
+    add(
+        *("--order",),
+        default="plain,ours",
+        metavar="SIDE,...",
+        help="servers one after the other: plain, ours, and plain1, ours1, ... where those flags "
+        "were repeated (default: %(default)s); empty only joins what lies in --out",
+    )
+    add(
+        *("--out",),
         type=Path,
-        default=default_cache_dir() / "serving",
-        help="logs and answers (default: %(default)s)",
+        default=default_cache_dir() / "bench",
+        help="figures, prompts and logs (default: %(default)s)",
     )
-    parser.add_argument("--no-plain", action="store_true", help="reuse the answers of a run before")
-    parser.add_argument(
-        "--chosen", type=Path, help="plain.json of an earlier run: take its choice of prompts"
+    add("--chosen", type=Path, help=f"{CHOSEN} of an earlier run: take its choice of prompts")
+    add("--tokens", type=int, help="of each answer (default: the case's)")
+    add("--repeats", type=int, help="of each timed run (default: the case's, 3 or 7)")
+    add("--seconds", type=float, default=0.0, help="of a closed loop besides (default: none)")
+    add("--select-seconds", type=float, default=90.0, help="for finding prompts (default: 90)")
+    add(
+        *("--capacity-requests",),
+        type=int,
+        default=CAPACITY_REQUESTS,
+        help="that wait at once to find what the unmodified server can take (default: %(default)s)",
     )
-    arguments = parser.parse_args()
+    add("--traffic-seconds", type=float, default=15.0, help="of each run of arrivals (default: 15)")
+    add("--rescore", action="store_true", help="plain servers rescore what ours answered before")
+    add("--replay", default=registry.REPLAY, help="run lengths for models without weights")
+    add("--no-rows", action="store_true", help="figures only, nothing into benchmarks/results")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    made = parser()
+    arguments = made.parse_args(argv)
+    least = {"repeats": 1, "tokens": WARM_TOKENS + 1, "capacity_requests": 1, "seconds": 0}
+    for name, smallest in (least | {"select_seconds": 0, "traffic_seconds": 0}).items():
+        value = getattr(arguments, name)
+        if value is not None and value < smallest:
+            made.error(f"--{name.replace('_', '-')} {value} is too small: at least {smallest}")
     try:
-        cases = [serving_case(text) for text in arguments.case]
-    except UnknownCaseError as unknown:
-        parser.error(str(unknown))
-    if arguments.model is None:
-        if any(case.model not in ("", SMOL) for case in cases):
-            parser.error(f"only {SMOL} comes by itself: say --model")
-        arguments.model = str(prepare_model(default_cache_dir()))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    prompts = Prompts(arguments.model)
-    saved = arguments.out / "plain.json"
-    if not arguments.no_plain:
-        with _server(arguments, "plain", []) as server:
-            plain = {case.name: _plain(server, prompts, case, arguments) for case in cases}
-        saved.write_text(json.dumps(plain))
-    plain = json.loads(saved.read_text())
+        cases = [registry.serving_case(text) for text in arguments.case]
+        if arguments.tokens is not None:
+            cases = [replace(case, tokens=arguments.tokens) for case in cases]
+        sides, failed = _sides(arguments), 0
+        if sides and not cases:
+            raise SideError("say which --case")
+        if sides:
+            rows.require_commit()
+            # With the default action the server would outlive a command that is told to end.
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+            failed = _measure(arguments, cases, sides)
+        return _join(arguments) or failed
+    except registry.UnknownCaseError as unknown:
+        made.error(str(unknown))
+    except (RuntimeError, ValueError, OSError) as refusal:
+        print(f"error: {refusal}", file=sys.stderr)
+        return 1
+
+
+def _sides(arguments: argparse.Namespace) -> list[Side]:
+    known = {}
+    for kind, flags in (("plain", arguments.plain or [""]), ("ours", arguments.ours or [OURS])):
+        for i, text in enumerate(flags):
+            known[kind + (str(i) if i else "")] = text
+    sides = []
+    for name in filter(None, arguments.order.split(",")):
+        if name not in known:
+            raise SideError(f"--order: no side is called {name!r}; there are {', '.join(known)}")
+        sides.append(Side(name, known[name]))
+    return sides
+
+
+def _measure(
+    arguments: argparse.Namespace, cases: Sequence[registry.Case], sides: Sequence[Side]
+) -> int:
+    """1 when a case failed."""
+    model = arguments.model or default_model(cases)
+    if model is None:
+        raise SideError("an ad-hoc case needs --model")
+    folder = arguments.out.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    if arguments.chosen is not None:
+        shutil.copyfile(arguments.chosen, folder / CHOSEN)
+    options = Options(
+        folder=folder,
+        model=model,
+        flags=common_flags(model) if arguments.flags is None else arguments.flags,
+        replay=arguments.replay,
+        repeats=arguments.repeats,
+        closed_seconds=arguments.seconds,
+        select_seconds=arguments.select_seconds,
+        traffic_seconds=arguments.traffic_seconds,
+        capacity_requests=arguments.capacity_requests,
+        rescores=arguments.rescore,
+    )
     failed = 0
-    for i, ours in enumerate(arguments.ours or OURS):
-        try:
-            with _server(arguments, f"ours{i}", shlex.split(ours)) as server:
-                print(f"started in {server.start_seconds:.0f} s with {ours}", flush=True)
-                for case in cases:
-                    _ours(server, prompts, case, ours, plain[case.name], arguments)
-        except Exception as error:
-            print(f"FAILED {ours}: {error}", flush=True)
-            failed += 1
-    return 1 if failed else 0
+    for side in sides:
+        run = SideRun(side, options)
+        failed += bool(run.measure(cases))
+        print(f"{side.name}: {run.path}", flush=True)
+    return min(failed, 1)
 
 
-def _server(arguments, name: str, ours: list[str]) -> ServingServer:
-    flags = [*shlex.split(arguments.flags), *ours]
-    log = arguments.out / f"{name}.log"
-    return ServingServer(arguments.model, log, flags, plugin=bool(ours))
+def _join(arguments: argparse.Namespace) -> int:
+    found = list(Comparison(arguments.out.absolute()).rows())
+    if not found:
+        print(f"nothing to compare in {arguments.out} yet")
+        return 0
+    print(summary(found))
+    if arguments.no_rows:
+        return 0
+    for file, row in found:
+        rows.append(file, row)
+    from benchmarks.render import render_all
 
-
-def _plain(server: ServingServer, prompts: Prompts, case: Case, arguments) -> dict:
-    """Chooses the prompts whose answers repeat little, and measures them."""
-    earlier = json.loads(arguments.chosen.read_text()) if arguments.chosen else {}
-    if case.name in earlier:
-        candidates = prompts.make(case.context, earlier[case.name]["candidates"])
-        chosen = earlier[case.name]["chosen"]
-    else:
-        candidates = prompts.make(case.context, case.requests + case.requests // 2 + 16)
-        chosen = _least_repetitive(server, candidates, case.requests)
-        server.flush()
-    speed = measure(server, [candidates[i] for i in chosen], arguments.repetitions)
-    repeats = [repetition(output) for output in speed.outputs]
-    within = sum(share <= MOST_REPETITION for share in repeats)
-    again = server.generate([candidates[i] for i in chosen[: max(1, case.requests // 2)]], 272)
-    itself = sum(a["output_ids"] != b for a, b in zip(again, speed.outputs, strict=False)) / len(
-        again
-    )
-    server.flush()
-    print(
-        f"{case.name}: plain {speed.rate:.0f} tok/s {_spread(speed)}, "
-        f"whole {max(speed.whole):.0f}; "
-        f"{within}/{case.requests} prompts repeat at most {MOST_REPETITION}; "
-        f"{itself:.1%} differ from itself at half the concurrency",
-        flush=True,
-    )
-    return {
-        "candidates": len(candidates),
-        "chosen": chosen,
-        "repetition": repeats,
-        "rates": speed.rates,
-        "whole": speed.whole,
-        "outputs": speed.outputs,
-        "itself": itself,
-    }
-
-
-def _least_repetitive(server: ServingServer, candidates, count: int) -> list[int]:
-    repeats: list[float] = []
-    for at in range(0, len(candidates), count):
-        for answer in server.generate(candidates[at : at + count], LONG_TOKENS):
-            repeats.append(repetition(answer["output_ids"]))
-    return sorted(range(len(candidates)), key=repeats.__getitem__)[:count]
-
-
-def _ours(server, prompts: Prompts, case: Case, ours: str, plain: dict, arguments) -> None:
-    candidates = prompts.make(case.context, plain["candidates"])
-    speed = measure(server, [candidates[i] for i in plain["chosen"]], arguments.repetitions)
-    server.flush()
-    differ = sum(a != b for a, b in zip(speed.outputs, plain["outputs"], strict=True))
-    baseline = statistics.median(plain["rates"])
-    per_round = speed.tokens_per_round
-    print(
-        f"{case.name}: {speed.rate:.0f} tok/s {_spread(speed)} = {speed.rate / baseline:.2f}x "
-        f"({'nothing' if case.least_factor is None else case.least_factor} wanted), "
-        f"whole {max(speed.whole) / max(plain['whole']):.2f}x, "
-        f"{per_round and round(per_round, 2)} tokens a round, {differ}/{case.requests} outputs "
-        f"differ, phases { {k: round(v, 2) for k, v in speed.phases.items()} }",
-        flush=True,
-    )
-    within = sum(r <= MOST_REPETITION for r in plain["repetition"])
-    append(
-        "serving.jsonl",
-        Row(
-            case=case.name,
-            metric="decode_rate",
-            value=round(speed.rate, 1),
-            baseline=round(baseline, 1),
-            unit="tokens/s",
-            model=Path(arguments.model).name,
-            flags=f"{arguments.flags} {ours}",
-            tokens_per_round=per_round and round(per_round, 3),
-            note=f"{len(speed.rates)} repetitions {_spread(speed)}, baseline "
-            f"{min(plain['rates']):.0f}-{max(plain['rates']):.0f}; {within} of {case.requests} "
-            f"outputs repeat at most {MOST_REPETITION:.0%}; {differ} outputs differ from the "
-            f"baseline's, whose own differ by {plain['itself']:.1%} at half the concurrency",
-        ),
-    )
-
-
-def _spread(speed: Speed) -> str:
-    return f"({min(speed.rates):.0f}-{max(speed.rates):.0f})"
+    return render_all(check=False, plots=True)
 
 
 if __name__ == "__main__":

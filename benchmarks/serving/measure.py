@@ -1,68 +1,136 @@
-"""Decode speed of one server for one case, prefixes cached."""
+"""One server, one case: prefixes cached, decoding timed."""
 
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.registry import Case
+from benchmarks.serving.client import Answer, StreamingClient
+from benchmarks.serving.figures import (
+    Divergence,
+    percentiles,
+    rate_between,
+    steady_rate,
+    whole_rate,
+)
+from benchmarks.serving.prompts import repetition
 from benchmarks.serving.server import ServingServer
 
-# Two runs of different length: what they share (reading the request, matching prefixes, one
-# extend step each) drops out of the difference.
-SHORT_TOKENS, LONG_TOKENS = 16, 272
+# Times of the phases are read around a run; a profile of them goes with the figures.
+Tick = Callable[[str], None]
 
 
-@dataclass
-class Speed:
-    """What was measured.
+def measure(
+    server: ServingServer,
+    case: Case,
+    prompts: Sequence[Sequence[int]],
+    repeats: int,
+    closed_seconds: float,
+    tick: Tick = lambda what: None,
+) -> dict[str, Any]:
+    """The figures of a case as plain values; its prompts stay in the server's cache.
 
-    Attributes:
-        rates: decoded tokens a second, one per repetition; the shared part has dropped out.
-        whole: tokens a second of the long runs as a client sees them.
-        outputs: of the last long run.
+    Args:
+        closed_seconds: length of the closed loop; 0 for none.
+        tick: told what begins.
     """
+    client = StreamingClient(server.url)
+    tick("prefill")
+    cached_within = 0.0
+    if case.prefixes:  # one reader each, or all would read the prefix anew at the same time
+        cached_within = server.prefill(prompts[:: max(len(prompts) // case.prefixes, 1)])
+    cached_within += server.prefill(prompts)
+    tick("first run")
+    first = client.fixed_set(prompts, case.tokens)  # draft views are built here
+    figures: dict[str, Any] = {
+        "context": case.context,
+        "requests": len(prompts),
+        "tokens": case.tokens,
+        "prefill_s": cached_within,
+        "first_whole": whole_rate([a.stream for a in first]),
+        "runs": [],
+    }
+    answers = first
+    for i in range(repeats):
+        tick(f"run {i + 1}")
+        before = server.phases()
+        answers = client.fixed_set(prompts, case.tokens)
+        figures["runs"].append(_run(answers, before, server.phases()))
+    figures["outputs"] = [answer.output for answer in answers]
+    figures["repetition"] = [round(repetition(answer.output), 4) for answer in answers]
+    half = len(prompts) // 2
+    if half and not server.plugin:
+        tick("half as many")
+        others = [a.output for a in client.fixed_set(prompts[:half], case.tokens)]
+        figures["itself"] = vars(Divergence.between(others, figures["outputs"][:half]))
+    if closed_seconds > 0:
+        tick("closed loop")
+        loop = client.closed_loop(prompts, case.tokens, closed_seconds)
+        streams = [answer.stream for answer in loop.answers]
+        figures["closed"] = {
+            "rate": rate_between(streams, loop.start, loop.end),
+            "seconds": loop.end - loop.start,
+            "complete": sum(answer.complete for answer in loop.answers),
+            **_latencies(loop.answers),
+        }
+        server.settle()
+    if len(prompts) == 1:
+        figures["cold_first_token_s"] = _cold(server, client, prompts, repeats, tick)
+    return figures
 
-    rates: list[float] = field(default_factory=list)
-    whole: list[float] = field(default_factory=list)
-    outputs: list[list[int]] = field(default_factory=list)
-    infos: list[dict[str, Any] | None] = field(default_factory=list)
-    phases: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def rate(self) -> float:
-        return statistics.median(self.rates)
-
-    @property
-    def tokens_per_round(self) -> float | None:
-        infos = [info for info in self.infos if info]
-        rounds = sum(info["rounds"] for info in infos)
-        return 1 + sum(info["accepted"] for info in infos) / rounds if rounds else None
+def _run(answers: Sequence[Answer], before: dict, after: dict) -> dict[str, Any]:
+    streams = [answer.stream for answer in answers]
+    return {
+        "steady": steady_rate(streams),
+        "whole": whole_rate(streams),
+        "tokens_per_round": tokens_per_round(answers),
+        "phases_s": {name: round(after[name] - before[name], 4) for name in after},
+        **_latencies(answers),
+    }
 
 
-def measure(server: ServingServer, prompts: Sequence[Sequence[int]], repetitions: int) -> Speed:
-    speed = Speed()
-    server.generate(prompts, 1)  # prefill
-    server.generate(prompts, SHORT_TOKENS)  # spans
-    for _ in range(repetitions):
-        short, _ = _timed(server, prompts, SHORT_TOKENS)
-        before = server.status()
-        long, answers = _timed(server, prompts, LONG_TOKENS)
-        after = server.status()
-        count = len(prompts)
-        speed.rates.append(count * (LONG_TOKENS - SHORT_TOKENS) / max(long - short, 1e-9))
-        speed.whole.append(count * LONG_TOKENS / long)
-        speed.outputs = [answer["output_ids"] for answer in answers]
-        speed.infos = [answer["meta_info"].get("vericache") for answer in answers]
-        if after is not None:
-            seconds = {k: v - before["phase_seconds"][k] for k, v in after["phase_seconds"].items()}
-            speed.phases = seconds | {"wall": long}
-    return speed
+def _latencies(answers: Sequence[Answer]) -> dict[str, Any]:
+    begun = [answer for answer in answers if answer.events]
+    return {
+        "first_token_s": percentiles([a.stream.first_token_s for a in begun]),
+        "between_tokens_s": percentiles(
+            [gap for a in begun if a.watched for gap in a.stream.gaps_s()]
+        ),
+    }
 
 
-def _timed(server: ServingServer, prompts, tokens: int) -> tuple[float, list[dict[str, Any]]]:
-    started = time.perf_counter()
-    answers = server.generate(prompts, tokens)
-    return time.perf_counter() - started, answers
+def _cold(
+    server: ServingServer,
+    client: StreamingClient,
+    prompts: Sequence[Sequence[int]],
+    repeats: int,
+    tick: Tick,
+) -> list[float]:
+    """Time to first token of a lone request of which nothing is cached."""
+    times = []
+    for i in range(repeats + 1):
+        tick(f"uncached request {i + 1}")
+        server.flush()
+        [answer] = client.fixed_set(prompts, 1)
+        times.append(answer.stream.first_token_s)
+    return times[1:]
+
+
+def tokens_per_round(answers: Sequence[Answer]) -> float | None:
+    """Of drafted rounds; None where none was."""
+    counters = [answer.counters for answer in answers if answer.counters]
+    rounds = sum(c["rounds"] for c in counters)
+    return 1 + sum(c["accepted"] for c in counters) / rounds if rounds else None
+
+
+def steady_rates(figures: dict[str, Any]) -> list[float]:
+    return [run["steady"] for run in figures["runs"]]
+
+
+def median_run(figures: dict[str, Any]) -> dict[str, Any]:
+    """The run whose steady rate is the median (of an even number the lower one)."""
+    middle = statistics.median_low(steady_rates(figures))
+    return next(run for run in figures["runs"] if run["steady"] == middle)

@@ -1,46 +1,144 @@
-"""Chat prompts over the language reference that comes with Python."""
+"""Prompts over real text that every installation of SGLang has.
+
+Documents are pieces of the language reference that comes with Python, of package descriptions and
+of source files; no two overlap. They are continued, or asked about in chat form.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
+import json
 import pydoc_data.topics
-from collections.abc import Sequence
+import random
+import sysconfig
+from collections.abc import Iterator, Sequence
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
 
-from transformers import AutoTokenizer
-
-QUESTIONS = (
-    "Summarize the text above in your own words.",
-    "What is the text above about? Explain it to a beginner.",
-    "List the most important terms of the text above and what they mean.",
-    "Write an introduction to the text above.",
-    "Which rules does the text above state?",
-    "Ask questions that the text above answers, and answer them.",
+# A chat prompt: what is asked, and how the answer begins. None: the document goes on.
+Question = tuple[str, str] | None
+QUESTIONS: tuple[Question, ...] = (
+    None,
+    ("Write a long story about two friends who find this text and talk about it.", ""),
+    ("Write a dialogue between a teacher and a student about the text above.", "Teacher: "),
+    ("Repeat the text above word by word, from its beginning.", ""),
+    ("Write an email to a colleague that says what is in the text above.", "Subject: "),
+    ("Ask ten different questions about the text above and answer each.", "Question 1: "),
+    ("Summarize the text above in your own words.", ""),
+    ("Which rules does the text above state?", "The text above says that"),
 )
 NGRAM = 8
+# Documents are cut by characters first: enough of them for so many tokens, code included.
+CHARACTERS_A_TOKEN = 5
+PACKAGES = ("sglang", "transformers", "torch")
+LEAST_FILE_BYTES = 2000
+
+
+class TooFewDocumentsError(RuntimeError):
+    """The texts of this installation do not suffice."""
 
 
 class Prompts:
-    """Prompts of a wanted length whose first tokens differ, so that they share no prefix."""
+    """Prompts of a wanted length, by number; the same number gives the same prompt."""
 
-    def __init__(self, model: str) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(model)
-        topics = pydoc_data.topics.topics
-        prose = "\n\n".join(topics[name] for name in sorted(topics))
-        self.text = self._encode(prose)
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._documents: dict[int, list[str]] = {}
+
+    @classmethod
+    def of_model(cls, model: str) -> Prompts:
+        from transformers import AutoTokenizer
+
+        return cls(AutoTokenizer.from_pretrained(model))
+
+    @staticmethod
+    def kind(number: int) -> int:
+        """Place of its question among QUESTIONS."""
+        return number % len(QUESTIONS)
+
+    def count(self, length: int) -> int:
+        """How many there are of that length."""
+        return len(self._documents_of(length))
+
+    def make(self, length: int, numbers: Sequence[int]) -> list[list[int]]:
+        """Prompts of exactly ``length`` tokens.
+
+        Raises:
+            TooFewDocumentsError: a number beyond `count`.
+        """
+        return [self._make(length, number) for number in numbers]
+
+    def _make(self, length: int, number: int) -> list[int]:
+        documents = self._documents_of(length)
+        if number >= len(documents):
+            raise TooFewDocumentsError(
+                f"only {len(documents)} documents of {length} tokens are installed here"
+            )
+        question = QUESTIONS[self.kind(number)]
+        head, tail = "", ""
+        if question is not None:
+            asked, begun = question
+            head = "<|im_start|>user\n"
+            tail = f"\n\n{asked}<|im_end|>\n<|im_start|>assistant\n{begun}"
+        before, after = self._encode(head), self._encode(tail)
+        text = self._encode(documents[number])
+        room = length - len(before) - len(after)
+        if len(text) < room:  # prose has longer words than code
+            text = (text * (room // max(len(text), 1) + 1))[:room]
+        return before + text[:room] + after
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        return self.tokenizer(text, add_special_tokens=False).input_ids if text else []
 
-    def make(self, length: int, count: int) -> list[list[int]]:
-        """``count`` prompts of exactly ``length`` tokens over different places of the text."""
-        head = self._encode("<|im_start|>user\n")
-        made = []
-        for i in range(count):
-            question = QUESTIONS[i % len(QUESTIONS)]
-            ask = self._encode(f"\n\n{question}<|im_end|>\n<|im_start|>assistant\n")
-            room = length - len(head) - len(ask)
-            start = i * (len(self.text) - room) // count
-            made.append(head + self.text[start : start + room] + ask)
-        return made
+    def _documents_of(self, length: int) -> list[str]:
+        if length not in self._documents:
+            pieces = list(_pieces(length * CHARACTERS_A_TOKEN))
+            random.Random(0).shuffle(pieces)
+            self._documents[length] = pieces
+        return self._documents[length]
+
+
+def _pieces(characters: int) -> Iterator[str]:
+    """Consecutive pieces of each kind of text."""
+    for texts in (_reference(), _descriptions(), _sources()):
+        held = ""
+        for text in texts:
+            held += text + "\n\n"
+            while len(held) >= characters:
+                yield held[:characters]
+                held = held[characters:]
+
+
+def _reference() -> Iterator[str]:
+    topics = pydoc_data.topics.topics
+    return (topics[name] for name in sorted(topics))
+
+
+def _descriptions() -> Iterator[str]:
+    """Of the installed packages, which are written for readers."""
+    found = {str(d.metadata["Name"]): d.read_text("METADATA") or "" for d in distributions()}
+    return (found[name].partition("\n\n")[2] for name in sorted(found))
+
+
+def _sources() -> Iterator[str]:
+    folders = [Path(sysconfig.get_paths()["stdlib"])]
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.origin is not None:
+            folders.append(Path(spec.origin).parent)
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            inside = path.relative_to(folder)
+            if "site-packages" in inside.parts or path.stat().st_size < LEAST_FILE_BYTES:
+                continue
+            yield path.read_text(encoding="utf-8", errors="replace")
+
+
+def digest(prompts: Sequence[Sequence[int]]) -> str:
+    """Which prompts these are."""
+    return hashlib.sha256(json.dumps([list(p) for p in prompts]).encode()).hexdigest()[:16]
 
 
 def repetition(tokens: Sequence[int]) -> float:

@@ -1,4 +1,4 @@
-"""A server on the GPU as a subprocess."""
+"""A server under measurement as a subprocess."""
 
 from __future__ import annotations
 
@@ -14,19 +14,36 @@ from typing import Any
 
 import requests
 
+from benchmarks.replay.vericache_replay import FOLDER as REPLAY_FOLDER
+from benchmarks.replay.vericache_replay import STATUS_KEY, VARIABLE, Recording
+
 START_TIMEOUT_S = 280
 STOP_TIMEOUT_S = 20
 REQUEST_TIMEOUT_S = 900
+FIRST_ID = 256  # any token
 
 
 class ServingServer:
     """``with`` starts it and stops its whole process group.
 
+    Args:
+        plugin: False keeps ours from loading at all.
+        replay: FILE:CONFIG:MODE of run lengths that replace real acceptance.
+
     Attributes:
         start_seconds: from the command to the first answer.
+        simulated: what the run lengths are from, by the server's own account; None: accepted for
+            real.
     """
 
-    def __init__(self, model: str, log: Path, flags: Sequence[str], plugin: bool) -> None:
+    def __init__(
+        self,
+        model: str,
+        log: Path,
+        flags: Sequence[str],
+        plugin: bool,
+        replay: str | None = None,
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -36,9 +53,17 @@ class ServingServer:
             *("--port", str(port), "--log-level", "info", *flags),
         ]
         self.environment = dict(os.environ)
+        # Only what this server was told may replace acceptance, not a variable left over.
+        self.environment.pop(VARIABLE, None)
         if not plugin:
             self.environment["SGLANG_PLUGINS"] = "none"  # an allow-list: ours is not loaded
+        elif replay is not None:
+            paths = [str(REPLAY_FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]
+            self.environment["PYTHONPATH"] = os.pathsep.join(paths)
+            self.environment[VARIABLE] = replay
+        self.plugin, self.replay = plugin, replay if plugin else None
         self.start_seconds = 0.0
+        self.simulated: str | None = None
 
     def __enter__(self) -> ServingServer:
         started = time.perf_counter()
@@ -46,6 +71,9 @@ class ServingServer:
             self._process = subprocess.Popen(
                 self.command,
                 env=self.environment,
+                # Python puts the current directory on its path, and a checkout holds a folder of
+                # the name of a package that SGLang needs.
+                cwd=self.log.parent,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -57,7 +85,24 @@ class ServingServer:
                 raise RuntimeError(f"the server did not start:\n{tail}")
             time.sleep(0.5)
         self.start_seconds = time.perf_counter() - started
+        try:
+            self._check_acceptance()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
+
+    def _check_acceptance(self) -> None:
+        """A row must say how its drafts were accepted: the server is asked, not the command."""
+        status = self.status()
+        if (status is not None) != self.plugin:
+            raise RuntimeError(f"the plugin is {'not ' * self.plugin}active, see {self.log}")
+        self.simulated = (status or {}).get(STATUS_KEY)
+        wanted = Recording.load(self.replay).label if self.replay else None
+        if self.simulated != wanted:
+            raise RuntimeError(
+                f"the server's acceptance is {self.simulated or 'real'}, not {wanted or 'real'}"
+            )
 
     def __exit__(self, *_: object) -> None:
         try:
@@ -70,13 +115,17 @@ class ServingServer:
         except ProcessLookupError:
             pass
 
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
     def _ready(self) -> bool:
         try:
             return requests.get(self.url + "/v1/models", timeout=2).status_code == 200
         except requests.RequestException:
             return False
 
-    def generate(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[dict[str, Any]]:
+    def generate(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
         """Greedy answers of exactly ``tokens`` tokens, all prompts in one batch."""
         body: dict[str, Any] = {
             "input_ids": [list(prompt) for prompt in prompts],
@@ -88,12 +137,27 @@ class ServingServer:
         }
         response = requests.post(self.url + "/generate", json=body, timeout=REQUEST_TIMEOUT_S)
         response.raise_for_status()
-        return response.json()
+        return [answer["output_ids"] for answer in response.json()]
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> float:
+        """Read all prompts into the cache; the seconds it took."""
+        started = time.perf_counter()
+        self.generate(prompts, 1)
+        return time.perf_counter() - started
 
     def flush(self) -> None:
         requests.post(self.url + "/flush_cache?timeout=30", timeout=60).raise_for_status()
+
+    def settle(self) -> None:
+        """Wait until requests that were given up have left."""
+        self.generate([[FIRST_ID]], 1)
 
     def status(self) -> dict[str, Any] | None:
         """``vericache`` of the server's info; None of an unmodified server."""
         info = requests.get(self.url + "/server_info", timeout=60).json()
         return info["internal_states"][0].get("vericache")
+
+    def phases(self) -> dict[str, float]:
+        """Seconds that the plugin has spent in each of its phases so far; none without it."""
+        status = self.status() if self.plugin else None
+        return dict(status["phase_seconds"]) if status else {}

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from sglang_vericache.config import VeriCacheConfig
@@ -54,10 +54,10 @@ class Choice:
     plain_steps: int = 1
 
 
-class _Averages(dict):
+class _Averages(dict[Hashable, float]):
     """Decayed means by key."""
 
-    def add(self, key, value: float) -> None:
+    def add(self, key: Hashable, value: float) -> None:
         known = self.get(key)
         self[key] = value if known is None else DECAY * known + (1 - DECAY) * value
 
@@ -69,6 +69,10 @@ class Pace:
         controller: None keeps to ``horizon``, a whole round and one plain token a step.
         longest_step: seconds that a step should last at most: a longer round is drafted in
             several, and so many plain steps are taken in one.
+
+    Attributes:
+        rounds_in_parts: steps that drafted and left the verification to a later one.
+        plain_together: steps that decoded several plain tokens of each request.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class Pace:
         self._last: _Step | None = None
         self._began = 0.0
         self._choice = Choice(horizon, True, horizon)
+        self.rounds_in_parts = self.plain_together = 0
         self._plain_seconds, self._round_seconds = _Averages(), _Averages()
         # Of the round whose steps are being reported.
         self._seconds, self._tokens, self._usual = 0.0, 0, True
@@ -107,6 +112,8 @@ class Pace:
 
     def planned(self, plain_steps: int, ends_round: bool) -> None:
         """What the step that just began does; see `_Step`."""
+        self.rounds_in_parts += not ends_round
+        self.plain_together += plain_steps > 1
         if self._last is not None:
             self._last.plain_steps, self._last.ends_round = plain_steps, ends_round
             if plain_steps:

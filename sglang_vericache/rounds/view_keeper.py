@@ -75,7 +75,7 @@ class ViewKeeper:
     def _fold_long_tails(self, states: Sequence[RequestState], committed: Sequence[int]) -> None:
         limit = self.config.fold_tail_tokens
         long = [
-            (state, length)
+            (state, state.view, length)
             for state, length in zip(states, committed, strict=True)
             if state.view is not None
             and state.drafted == 0
@@ -86,8 +86,8 @@ class ViewKeeper:
             return
         self.pace.unusual()
         with self.phases("build"):
-            folded = self.views.fold([(state.view, length) for state, length in long])
-        for (state, _), done in zip(long, folded, strict=True):
+            folded = self.views.fold([(view, length) for _, view, length in long])
+        for (state, *_), done in zip(long, folded, strict=True):
             if not done:
                 self._without_memory(state)
 

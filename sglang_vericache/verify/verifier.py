@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from sglang.srt.managers.schedule_batch import ScheduleBatch
@@ -19,6 +19,8 @@ from sglang_vericache.sub_batch import sub_batch
 from sglang_vericache.upload import to_device
 from sglang_vericache.verify.accept import accept_longest_prefix
 from sglang_vericache.verify.chain_input import chain_verify_input
+from sglang_vericache.verify.chain_plan import plans_on_host
+from sglang_vericache.verify.graphs import VerifyGraphs
 from sglang_vericache.verify.token_picker import TokenPicker
 
 
@@ -39,23 +41,39 @@ class Verified:
 
 
 @dataclass(frozen=True)
+class EagerPass:
+    """What an uncaptured pass at width w runs on.
+
+    Attributes:
+        input_ids: ``[n, w]``, whose memory the forward batch reads.
+    """
+
+    forward_batch: ForwardBatch
+    source_slots: torch.Tensor
+    input_ids: torch.Tensor
+
+
+@dataclass(frozen=True)
 class PreparedVerify:
-    """A verify pass of n requests at width w, but for the drafted tokens.
+    """A verify pass of n requests, but for the drafted tokens.
 
     Attributes:
         indices, index: places of the requests in the batch, on the host and ``[n]`` int64.
         requests: ``[n]`` rows of the request tables.
         lengths: ``[n]`` int64 drafted tokens of each.
-        input_ids: ``[n, w]``, whose memory the forward batch reads.
+        pending, committed: ``[n]`` int64, and the latter on the host.
+        shape: of the captured pass that stands for it, None when `eager` does.
     """
 
-    forward_batch: ForwardBatch
     indices: Sequence[int]
     index: torch.Tensor
     requests: torch.Tensor
     lengths: torch.Tensor
-    source_slots: torch.Tensor
-    input_ids: torch.Tensor
+    pending: torch.Tensor
+    committed: torch.Tensor
+    committed_cpu: Sequence[int]
+    shape: tuple[int, int] | None = None
+    eager: EagerPass | None = None
 
 
 class Verifier:
@@ -64,6 +82,9 @@ class Verifier:
     Args:
         drafts: ``[R, horizon]`` int64, the drafted tokens by request row.
         max_position: last position that the model's rotary embedding knows.
+
+    Attributes:
+        graphs: captured passes; None runs all eagerly.
     """
 
     def __init__(
@@ -75,6 +96,22 @@ class Verifier:
     ) -> None:
         self.model_runner, self.drafts, self.picker = model_runner, drafts, picker
         self.max_position = max_position
+        self.graphs: VerifyGraphs | None = None
+
+    def capture(self, widths: Sequence[int], most: int) -> None:
+        """Capture passes of up to ``most`` requests, where the backend's plan can be made here."""
+        if not plans_on_host(self.model_runner):
+            return
+        self.graphs = VerifyGraphs(
+            self.model_runner,
+            self.drafts,
+            self.picker,
+            widths,
+            most,
+            self.model_runner.attn_backend.cuda_graph_kv_indices[0],
+            self.max_position,
+        )
+        self.graphs.capture()
 
     def prepare(
         self,
@@ -82,8 +119,8 @@ class Verifier:
         work: Sequence[tuple[int, int]],
         pending: torch.Tensor,
     ) -> PreparedVerify:
-        """Plan a pass at the width of the longest draft, before anything is drafted: planning
-        waits for the stream, which has nothing to do yet.
+        """Plan a pass at the width of the longest draft, before anything is drafted: an eager
+        pass is planned here, which waits for the stream, and that has nothing to do yet.
 
         Args:
             work: (index, tokens drafted by then).
@@ -95,26 +132,45 @@ class Verifier:
             Shorter drafts are padded; the padding's KV lands in slots past the committed length
             that the next tokens overwrite, and nothing that is accepted attends to it.
         """
-        device = batch.seq_lens.device
         indices = [i for i, _ in work]
-        index, lengths = to_device(work, device).unbind(1)
+        index, lengths = to_device(work, batch.seq_lens.device).unbind(1)
         width = max(count for _, count in work) + 1
-        requests, committed = batch.req_pool_indices[index], batch.seq_lens[index]
-        input_ids = torch.empty((len(indices), width), dtype=torch.int64, device=device)
-        input_ids[:, 0] = pending[index]
+        committed_cpu = batch.seq_lens_cpu[indices]
+        prepared = PreparedVerify(
+            indices,
+            index,
+            batch.req_pool_indices[index],
+            lengths,
+            pending[index],
+            batch.seq_lens[index],
+            committed_cpu.tolist(),
+        )
+        if self.graphs is not None:
+            shape = self.graphs.shape_for(prepared.committed_cpu, width)
+            if shape is not None:
+                return replace(prepared, shape=shape)
+        return replace(prepared, eager=self._prepare_eagerly(batch, prepared, width, committed_cpu))
+
+    def _prepare_eagerly(
+        self, batch: ScheduleBatch, prepared: PreparedVerify, width: int, committed_cpu
+    ) -> EagerPass:
+        device = batch.seq_lens.device
+        requests, committed = prepared.requests, prepared.committed
+        input_ids = torch.empty((requests.shape[0], width), dtype=torch.int64, device=device)
+        input_ids[:, 0] = prepared.pending
         positions = committed[:, None] + torch.arange(width, device=device)
         table = batch.req_to_token_pool.req_to_token
         source_slots = table[requests[:, None], positions].to(torch.int64)
         part = sub_batch(
             batch,
-            indices,
-            index,
+            prepared.indices,
+            prepared.index,
             ForwardMode.TARGET_VERIFY,
             committed,
             input_ids.flatten(),
             source_slots.flatten(),
         )
-        part.seq_lens_cpu = batch.seq_lens_cpu[list(indices)]
+        part.seq_lens_cpu = committed_cpu
         positions = positions.clamp(max=self.max_position).flatten()
         part.spec_info = chain_verify_input(part.input_ids, positions, width)
         forward_batch = ForwardBatch.init_new(
@@ -124,16 +180,17 @@ class Verifier:
             return_hidden_states_before_norm=False,
         )
         self.model_runner.attn_backend.init_forward_metadata(forward_batch)
-        return PreparedVerify(
-            forward_batch, indices, index, requests, lengths, source_slots, input_ids
-        )
+        return EagerPass(forward_batch, source_slots, input_ids)
 
     def run(self, prepared: PreparedVerify) -> Verified:
         """Read the drafted tokens and accept."""
-        width = prepared.input_ids.shape[1]
+        if prepared.eager is None:
+            return self._replay(prepared)
+        eager = prepared.eager
+        width = eager.input_ids.shape[1]
         draft_tokens = self.drafts[prepared.requests, : width - 1]
-        prepared.input_ids[:, 1:] = draft_tokens
-        runner, batch = self.model_runner, prepared.forward_batch
+        eager.input_ids[:, 1:] = draft_tokens
+        runner, batch = self.model_runner, eager.forward_batch
         # SGLang's own way into an eager verify pass would plan it again.
         with (
             runner.eager_runner.model_context(),
@@ -143,4 +200,17 @@ class Verifier:
             runner.model.forward(batch.input_ids, batch.positions, batch)
         tokens = picked.tokens.view(-1, width)
         yields = accept_longest_prefix(draft_tokens, prepared.lengths, tokens)
-        return Verified(tokens, yields, prepared.source_slots)
+        return Verified(tokens, yields, eager.source_slots)
+
+    def _replay(self, prepared: PreparedVerify) -> Verified:
+        assert self.graphs is not None and prepared.shape is not None
+        self.graphs.load(
+            prepared.shape,
+            prepared.requests,
+            prepared.pending,
+            prepared.committed,
+            prepared.lengths,
+        )
+        found = self.graphs.run(prepared.shape, prepared.committed_cpu)
+        count = len(prepared.indices)
+        return Verified(found.tokens[:count], found.yields[:count], found.source_slots[:count])

@@ -110,16 +110,24 @@ def test_tiny_compressors(tiny_reference, logs, compressor):
         assert sum(scored) == spans["built"]
 
 
-def test_adaptive_horizon(tiny_reference, logs):
-    """Horizons that change while requests run, views closed and opened again."""
+@pytest.mark.parametrize(
+    ("step_ms", "takes"), [(100_000, "plain_together"), (1, "rounds_in_parts")]
+)
+def test_adaptive_horizon(tiny_reference, logs, step_ms, takes):
+    """Horizons that change while requests run, views closed and opened again, several plain
+    tokens a step, with stops among them, and rounds that take several steps."""
     reference = replace(
         tiny_reference,
         phases=lambda base: (p for p in tiny_reference.phases(base) if p.name in ADAPTIVE_PHASES),
     )
-    flags = ("--vericache-horizon", "8", "--vericache-horizon-policy", "adaptive")
-    _, verdict, status = run_ours(reference, logs / "adaptive.log", flags)
+    flags = (
+        *("--vericache-horizon", "8", "--vericache-horizon-policy", "adaptive"),
+        *("--vericache-max-step-ms", str(step_ms)),
+    )
+    _, verdict, status = run_ours(reference, logs / f"adaptive-{step_ms}.log", flags)
     assert not verdict.mismatches, "\n".join(verdict.mismatches)
     assert verdict.rounds > 0 and verdict.accepted > 0
+    assert status[takes] > 0
     assert any("0" in rates and "8" in rates for rates in status["horizons"].values())
 
 

@@ -40,7 +40,16 @@ def test_wanted_factors():
         "smol-4k-x128": 1.7,
         "smol-1k-x32": 0.98,
         "smol-1k-x1": 0.98,
+        "8b-32k-x12": 2.0,
+        "8b-8k-x48": 1.9,
+        "8b-shared-x48": 2.5,
+        "8b-1k-x32": 0.98,
+        "8b-1k-x1": 0.98,
+        "smol-mix": 0.97,
     }
+    for case in registry.CASES.values():
+        if case.least_factor == 0.98:  # so close to 1 that noise could pass
+            assert case.repeats >= 7, case.name
 
 
 @pytest.mark.parametrize("name", registry.CASES)
@@ -58,7 +67,15 @@ def test_serving_cases():
     assert registry.serving_case("smol-1k-x32:1024:32") == known
     case = registry.serving_case("mine:300:2")
     assert (case.name, case.context, case.requests, case.least_factor) == ("mine", 300, 2, None)
-    for text in ("smol-1k-x32:1000:32", "nothing", "kernels", "mine:300", "mine:a:2", "a:1:2:3"):
+    for text in (
+        "smol-1k-x32:1000:32",
+        "nothing",
+        "kernels",
+        "mine:300",
+        "mine:a:2",
+        "a:1:2:3",
+        "a:0:1",
+    ):
         with pytest.raises(registry.UnknownCaseError):
             registry.serving_case(text)
 

@@ -58,11 +58,19 @@ def test_serving_table():
     text = tables.table("serving", [ROW, replace(ROW, flags=ROW.flags.replace("int4", "fp8"))])
     first, second = cells(text, "smol-1k-x32")
     assert first["factor"] == "1.50" and first["wanted"] == "0.98"
-    assert first["tokens/s without"] == "100" and first["with"] == "150"
+    assert first["without"] == "100" and first["with"] == "150"
+    assert first["metric"] == "decode rate" and first["unit"] == "tokens/s"
     assert first["tokens a round"] == "7.5" and first["commit"] == "abcdef1"
     assert first["flags"] == "`--vericache-draft-dtype int4`"
     assert second["flags"] == "`--vericache-draft-dtype fp8`"
     assert "All with `--dtype bfloat16 --enable-vericache`." in text
+
+
+def test_factor_of_times():
+    """Catches a time that counts as gained because it is longer."""
+    for unit in ("ms", "s", "in 1000 tokens"):
+        assert tables.factor(replace(ROW, value=50.0, unit=unit)) == 2.0
+    assert tables.factor(replace(ROW, value=0.0, unit="in 1000 tokens")) is None
 
 
 @pytest.mark.parametrize("name", ["serving", "acceptance"])

@@ -111,6 +111,7 @@ def test_rows(tmp_path, monkeypatch):
         "model": "m",
         "gpu": "g",
         "flags": "--enable-metrics --enable-vericache --vericache-horizon 8",
+        "simulated_acceptance": None,
         "tokens_per_round": 3.5,
         "note": "2 repetitions (40-60)",
         "commit": "abc",
@@ -120,6 +121,32 @@ def test_rows(tmp_path, monkeypatch):
     last = generate.speed().splitlines()[-1]
     assert last.startswith("| c | m | g | 200 | 50 | 0.25 | 3.5 | 2 repetitions (40-60) |")
     assert row["flags"] in last and "abc, 2026-01-01" in last
+    (results / "a.jsonl").write_text(json.dumps(row | {"simulated_acceptance": "of 8B"}) + "\n")
+    assert "| c (simulated acceptance: of 8B) |" in generate.speed()
+
+
+def test_rescored_rows(tmp_path, monkeypatch):
+    """Catches a mismatch or a near tie that the page does not show."""
+    monkeypatch.setattr(generate, "ROOT", tmp_path)
+    assert generate.rescored().startswith("No output")
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    row = {
+        "case": "c",
+        "metric": "first_differences",
+        "value": 2.5,
+        "baseline": 2.0,
+        "model": "m",
+        "gpu": "g",
+        "flags": "--a",
+        "near_ties": 17,
+        "mismatches": 3,
+        "note": "512 outputs",
+        "commit": "abc",
+        "date": "2026-01-01",
+    }
+    (results / "a.jsonl").write_text(json.dumps(row) + "\n")
+    assert "| c | m | g | 2.5 | 2 | 17 | 3 | 512 outputs |" in generate.rescored()
 
 
 def test_example_compressor(monkeypatch):

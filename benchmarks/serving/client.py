@@ -1,0 +1,192 @@
+"""A streaming client of many concurrent requests that notes when tokens arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from benchmarks.serving.figures import Stream
+
+# Most streams get their tokens some at a time, so that neither client nor server is busy with
+# events; a few get each as it comes, for the times between tokens.
+INTERVAL, WATCHED = 8, 8
+TIMEOUT_S = 600
+READ_BYTES = 1 << 20
+
+
+class AnswerError(RuntimeError):
+    """The server answered with something else than the tokens that were asked for."""
+
+
+@dataclass
+class Answer:
+    """One request.
+
+    Attributes:
+        watched: each of its tokens was sent as it came.
+        complete: it ended by itself.
+        counters: the plugin's, of a complete answer; None of an unmodified server.
+    """
+
+    started: float
+    watched: bool
+    events: list[tuple[float, int]] = field(default_factory=list)
+    output: list[int] = field(default_factory=list)
+    complete: bool = False
+    counters: dict[str, Any] | None = None
+
+    @property
+    def stream(self) -> Stream:
+        return Stream(self.started, tuple(self.events))
+
+
+@dataclass(frozen=True)
+class ClosedLoop:
+    """Requests of which each that ends is replaced at once.
+
+    Attributes:
+        start: when each of them had its first token.
+        end: when the client stopped.
+    """
+
+    answers: list[Answer]
+    start: float
+    end: float
+
+
+class StreamingClient:
+    """Greedy requests of exact lengths.
+
+    Args:
+        url: of the server.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def fixed_set(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[Answer]:
+        """All prompts at once, ``tokens`` tokens each."""
+        bodies = [_body(prompt, tokens, _interval(i)) for i, prompt in enumerate(prompts)]
+
+        async def run() -> list[Answer]:
+            async with self._session() as session:
+                tasks = [self._stream(session, body, i) for i, body in enumerate(bodies)]
+                return list(await asyncio.gather(*tasks))
+
+        answers = asyncio.run(run())
+        for answer in answers:
+            if len(answer.output) != tokens:
+                raise AnswerError(f"{len(answer.output)} tokens instead of {tokens}")
+        return answers
+
+    def closed_loop(
+        self, prompts: Sequence[Sequence[int]], tokens: int, seconds: float
+    ) -> ClosedLoop:
+        """As many requests as prompts for ``seconds`` after all have begun.
+
+        The first ones are of unequal lengths, so that they do not all end at once later.
+        """
+        count = len(prompts)
+        full = [_body(prompt, tokens, _interval(i)) for i, prompt in enumerate(prompts)]
+        firsts = [
+            _body(prompt, max(tokens * (i + 1) // count, 1), _interval(i))
+            for i, prompt in enumerate(prompts)
+        ]
+        answers: list[Answer] = []
+
+        async def slot(session: aiohttp.ClientSession, i: int) -> None:
+            body = firsts[i]
+            while True:
+                await self._stream(session, body, i, answers)
+                body = full[i]
+
+        async def run() -> tuple[float, float]:
+            async with self._session() as session:
+                tasks = [asyncio.create_task(slot(session, i)) for i in range(count)]
+                begun = asyncio.create_task(_all_begun(answers, count))
+                try:
+                    await asyncio.wait([begun, *tasks], return_when=asyncio.FIRST_COMPLETED)
+                    start = time.perf_counter()
+                    await asyncio.wait(tasks, timeout=seconds)
+                    end = time.perf_counter()
+                finally:
+                    for task in (begun, *tasks):
+                        task.cancel()
+                    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+                for outcome in outcomes:
+                    if not isinstance(outcome, asyncio.CancelledError):
+                        raise AnswerError(f"a request failed: {outcome!r}")
+                await session.post(self.url + "/abort_request", json={"abort_all": True})
+                return start, end
+
+        start, end = asyncio.run(run())
+        return ClosedLoop(answers, start, end)
+
+    def _session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
+            read_bufsize=READ_BYTES,
+        )
+
+    async def _stream(
+        self,
+        session: aiohttp.ClientSession,
+        body: bytes,
+        place: int,
+        into: list[Answer] | None = None,
+    ) -> Answer:
+        answer = Answer(time.perf_counter(), _interval(place) == 1)
+        if into is not None:
+            into.append(answer)
+        headers = {"Content-Type": "application/json"}
+        async with session.post(self.url + "/generate", data=body, headers=headers) as response:
+            if response.status != 200:
+                raise AnswerError(f"status {response.status}: {(await response.text())[:500]}")
+            async for line in response.content:
+                if line.startswith(b"data: {"):
+                    _take(answer, json.loads(line[6:]), time.perf_counter())
+        answer.complete = True
+        return answer
+
+
+def _take(answer: Answer, event: dict[str, Any], now: float) -> None:
+    if "error" in event:
+        raise AnswerError(str(event["error"]))
+    meta, ids = event["meta_info"], event["output_ids"]
+    count = meta["completion_tokens"]
+    # By default SGLang sends all tokens so far, with --incremental-streaming-output the new ones.
+    answer.output = ids if len(ids) == count else answer.output + ids
+    if count > (answer.events[-1][1] if answer.events else 0):
+        answer.events.append((now, count))
+    answer.counters = meta.get("vericache") or answer.counters
+
+
+async def _all_begun(answers: Sequence[Answer], count: int) -> None:
+    while len(answers) < count or not all(answer.events for answer in answers[:count]):
+        await asyncio.sleep(0.005)
+
+
+def _interval(place: int) -> int:
+    return 1 if place < WATCHED else INTERVAL
+
+
+def _body(prompt: Sequence[int], tokens: int, interval: int) -> bytes:
+    return json.dumps(
+        {
+            "input_ids": list(prompt),
+            "sampling_params": {
+                "temperature": 0,
+                "max_new_tokens": tokens,
+                "ignore_eos": True,
+                "stream_interval": interval,
+            },
+            "stream": True,
+        }
+    ).encode()

@@ -1,0 +1,272 @@
+"""Both sides of a comparison -> rows."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.registry import CASES
+from benchmarks.rows import Row
+from benchmarks.serving.figures import WARM_TOKENS, Divergence
+from benchmarks.serving.measure import median_run, steady_rates
+from benchmarks.serving.selection import MOST_REPETITION
+from benchmarks.serving.side import read_runs
+
+Record = dict[str, Any]
+
+
+@dataclass
+class Measured:
+    """All runs of one side.
+
+    Attributes:
+        records: in the order of their beginning.
+    """
+
+    name: str
+    records: list[Record] = field(default_factory=list)
+
+    def of(self, case: str) -> list[Record]:
+        """Figures of the case, one for each start of the server that has them."""
+        return [r["cases"][case] for r in self.records if case in r["cases"]]
+
+    def rates(self, case: str) -> list[float]:
+        return [rate for figures in self.of(case) for rate in steady_rates(figures)]
+
+    @property
+    def start_s(self) -> float:
+        return statistics.median(record["start_s"] for record in self.records)
+
+
+class Comparison:
+    """What lies in a folder of figures."""
+
+    def __init__(self, folder: Path) -> None:
+        sides: dict[str, Measured] = {}
+        self.order: list[str] = []
+        for _, record in read_runs(folder):
+            name = record["side"]["name"]
+            sides.setdefault(name, Measured(name)).records.append(record)
+            self.order.append(name)
+        self.plain = [side for name, side in sides.items() if name.startswith("plain")]
+        self.ours = [side for name, side in sides.items() if name.startswith("ours")]
+
+    def rows(self) -> Iterator[tuple[str, Row]]:
+        """(results file, row) of every case that both sides have measured."""
+        for ours in self.ours:
+            names = dict.fromkeys(name for r in ours.records for name in r["cases"])
+            for name in names:
+                plains = [side for side in self.plain if side.of(name)]
+                if not plains:
+                    continue
+                if "rate" in ours.of(name)[0]:
+                    yield from self._traffic(name, ours, plains)
+                else:
+                    yield "serving.jsonl", self._decode(name, ours, plains)
+                    yield from self._exactness(name, ours, plains)
+            if self.plain:
+                yield "serving.jsonl", self._start_up(ours, self.plain[0])
+
+    def _row(self, case: str, ours: Measured, **values: Any) -> Row:
+        record = next(r for r in ours.records if case in r["cases"] or case == START_UP)
+        kept = ("gpu", "commit", "command", "sglang", "date", "model")
+        return Row(
+            case=case,
+            flags=record["flags"],
+            simulated_acceptance=record["simulated"],
+            **{key: record[key] for key in kept},
+            **values,
+        )
+
+    def _decode(self, case: str, ours: Measured, plains: Sequence[Measured]) -> Row:
+        best = max(plains, key=lambda side: statistics.median(side.rates(case)))
+        mine, theirs = ours.of(case)[-1], best.of(case)[-1]
+        rates, baseline = ours.rates(case), best.rates(case)
+        run, other = median_run(mine), median_run(theirs)
+        parts = [
+            f"{mine['requests']} requests of {mine['context']} + {mine['tokens']} tokens, greedy, "
+            f"prefixes cached; rate while all run, from token {WARM_TOKENS} on",
+            f"{len(rates)} runs {_spread(rates)}, baseline {len(baseline)} runs "
+            f"{_spread(baseline)}; servers one after the other: {', '.join(self.order)}",
+            *self._baseline_note(best, plains, case),
+            f"with the ragged end {_ratio(run, other, 'whole')}",
+            f"first run, draft views to build, {_ratio(mine, theirs, 'first_whole')}",
+            *_closed(mine, theirs),
+            f"first token {_times(run, other, 'first_token_s')}",
+            f"between tokens {_times(run, other, 'between_tokens_s')}",
+            *_cold(ours.of(case), best.of(case)),
+            *_outputs(mine, theirs),
+        ]
+        return self._row(
+            case,
+            ours,
+            metric="decode_rate",
+            value=round(statistics.median(rates), 1),
+            baseline=round(statistics.median(baseline), 1),
+            unit="tokens/s",
+            tokens_per_round=run["tokens_per_round"] and round(run["tokens_per_round"], 3),
+            note="; ".join(parts),
+        )
+
+    def _baseline_note(
+        self, best: Measured, plains: Sequence[Measured], case: str
+    ) -> Iterator[str]:
+        if len(plains) > 1:
+            flags = best.records[0]["side"]["flags"] or "the same flags"
+            others = ", ".join(
+                f"{statistics.median(s.rates(case)):.0f} with {s.records[0]['side']['flags']}"
+                for s in plains
+                if s is not best
+            )
+            yield f"baseline with {flags}, the best ({others})"
+
+    def _traffic(self, case: str, ours: Measured, plains: Sequence[Measured]) -> Iterator:
+        mine, theirs = ours.of(case), plains[0].of(case)
+        rate, count = mine[0]["rate"], mine[0]["requests"]
+        note = (
+            f"sglang.bench_serving random-ids, {count} Poisson arrivals at {rate:.1f} a second "
+            f"of {mine[0]['capacity']:.1f} that the unmodified server can take; servers one after "
+            f"the other: {', '.join(self.order)}"
+        )
+        for metric, unit, key in (
+            ("output_throughput", "tokens/s", "output_throughput"),
+            ("between_tokens_p99", "ms", "p99_itl_ms"),
+            ("first_token_p99", "ms", "p99_ttft_ms"),
+        ):
+            values, baseline = (
+                [run[key] for figures in side for run in figures["runs"]] for side in (mine, theirs)
+            )
+            row = self._row(
+                case,
+                ours,
+                metric=metric,
+                value=round(statistics.median(values), 3),
+                baseline=round(statistics.median(baseline), 3),
+                unit=unit,
+                note=f"{note}; {len(values)} runs {_spread(values)}, baseline {_spread(baseline)}",
+            )
+            yield "serving.jsonl", row
+
+    def _exactness(self, case: str, ours: Measured, plains: Sequence[Measured]) -> Iterator:
+        """How often outputs part, beside how often the unmodified server's own do."""
+        if ours.records[-1]["simulated"]:
+            return
+        mine = ours.of(case)[-1]
+        theirs = [f for side in plains for f in side.of(case)]
+        itself = [Divergence(**f["itself"]) for f in theirs if "itself" in f]
+        rescored = [f["rescored"][ours.name] for f in theirs if ours.name in f.get("rescored", {})]
+        if not itself or not rescored:
+            return
+        parted = Divergence.between(mine["outputs"], theirs[0]["outputs"])
+        last, own = rescored[-1], itself[0]
+        note = (
+            f"in 1000 tokens; {parted.parted} of {parted.outputs} outputs part from the "
+            f"unmodified server's, of whose own {own.parted} of {own.outputs} do at half the "
+            f"concurrency; {last['tokens']} tokens of {last['outputs']} outputs rescored: near "
+            f"ties are at most {last['margin']} below the best (worst {last['worst']:.3f})"
+        )
+        row = self._row(
+            case,
+            ours,
+            metric="first_differences",
+            value=round(parted.per_1000_tokens, 3),
+            baseline=round(own.per_1000_tokens, 3),
+            unit="in 1000 tokens",
+            mismatches=len(last["mismatches"]),
+            near_ties=last["near_ties"],
+            note=note,
+        )
+        yield "exactness.jsonl", row
+
+    def _start_up(self, ours: Measured, plain: Measured) -> Row:
+        times = [record["start_s"] for record in ours.records]
+        return self._row(
+            START_UP,
+            ours,
+            metric="start_up",
+            value=round(ours.start_s, 1),
+            baseline=round(plain.start_s, 1),
+            unit="s",
+            note=f"until the server answers; {len(times)} starts {_spread(times)}",
+        )
+
+
+START_UP = "start-up"
+
+
+def _spread(values: Sequence[float]) -> str:
+    digits = 0 if min(values) >= 100 else 2
+    return f"({min(values):.{digits}f}-{max(values):.{digits}f})"
+
+
+def _ratio(mine: Record, theirs: Record, key: str) -> str:
+    return f"{mine[key]:.0f} to {theirs[key]:.0f} tokens/s ({mine[key] / theirs[key]:.2f}x)"
+
+
+def _times(mine: Record, theirs: Record, key: str) -> str:
+    """Both percentiles in milliseconds."""
+
+    def both(figures: Record) -> str:
+        values = figures[key]
+        return "-" if values is None else "/".join(f"{1000 * v:.1f}" for v in values)
+
+    return f"p50/p99 {both(mine)} ms (baseline {both(theirs)})"
+
+
+def _closed(mine: Record, theirs: Record) -> Iterator[str]:
+    if "closed" in mine and "closed" in theirs:
+        one, other = mine["closed"], theirs["closed"]
+        yield (
+            f"closed loop of {one['seconds']:.0f} s {_ratio(one, other, 'rate')}, first token "
+            f"{_times(one, other, 'first_token_s')}"
+        )
+
+
+def _cold(mine: Sequence[Record], theirs: Sequence[Record]) -> Iterator[str]:
+    both = [
+        [1000 * t for figures in side for t in figures.get("cold_first_token_s", ())]
+        for side in (mine, theirs)
+    ]
+    if all(both):
+        one, other = (statistics.median(times) for times in both)
+        yield (
+            f"uncached first token {one:.1f} ms {_spread(both[0])}, baseline {other:.1f} "
+            f"{_spread(both[1])}"
+        )
+
+
+def _outputs(mine: Record, theirs: Record) -> Iterator[str]:
+    if theirs["chosen"] is None:
+        yield "random prompts"
+        return
+    count = len(theirs["repetition"])
+    within = sum(share <= MOST_REPETITION for share in theirs["repetition"])
+    ours = sum(share <= MOST_REPETITION for share in mine["repetition"])
+    yield (
+        f"{within} of {count} baseline outputs repeat at most {MOST_REPETITION:.0%} of their "
+        f"8-grams (with the flag {ours}), of {theirs['chosen']['tried']} prompts tried"
+    )
+    parted = Divergence.between(mine["outputs"], theirs["outputs"])
+    text = f"{parted.parted} of {parted.outputs} outputs part from the baseline's"
+    if "itself" in theirs:
+        own = Divergence(**theirs["itself"])
+        text += f", of whose own {own.parted} of {own.outputs} at half the concurrency"
+    yield text
+
+
+def summary(rows: Sequence[tuple[str, Row]]) -> str:
+    """A line for each row."""
+    lines = []
+    for _, row in rows:
+        case = CASES.get(row.case)
+        wanted = f", {case.least_factor} wanted" if case and case.least_factor else ""
+        per_round = f", {row.tokens_per_round:.1f} tokens a round" if row.tokens_per_round else ""
+        simulated = " SIMULATED ACCEPTANCE" if row.simulated_acceptance else ""
+        lines.append(
+            f"{row.case} {row.metric}: {row.value:g} against {row.baseline:g} {row.unit}{wanted}"
+            f"{per_round}{simulated}\n  {row.note}"
+        )
+    return "\n".join(lines)

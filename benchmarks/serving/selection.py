@@ -1,0 +1,149 @@
+"""Which prompts are timed: those on which the unmodified server does not go round in circles.
+
+A text that repeats itself is drafted better than any other, so prompts whose plain answer loops
+would flatter a drafting server.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from benchmarks.registry import Case
+from benchmarks.serving.prompts import Prompts, digest, repetition
+
+MOST_REPETITION = 0.3
+MOST_SHARED_TOKENS = 64
+# Answers that are asked for at once: enough to see how each kind of prompt does, and few enough for
+# a search to end soon after it has found its prompts.
+LEAST_WAVE, WAVE = 16, 256
+
+Generate = Callable[[Sequence[Sequence[int]], int], list[list[int]]]
+
+
+class SelectionError(RuntimeError):
+    """No prompts to time."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The prompts of a case.
+
+    Attributes:
+        context, tokens: of each prompt, and of the answers that were looked at.
+        numbers: of `Prompts`, as many as the case has requests.
+        digest: of the prompts; other texts under the same numbers are other prompts.
+        tried: so many prompts were answered to find them.
+    """
+
+    context: int
+    tokens: int
+    numbers: tuple[int, ...]
+    digest: str
+    tried: int
+
+    def serves(self, case: Case) -> bool:
+        """Whether its first prompts are a choice for that case as well."""
+        return (self.context, self.tokens) == (case.context, case.tokens) and len(
+            self.numbers
+        ) >= case.requests
+
+    def first(self, source: Prompts, count: int) -> Selection:
+        """A choice of the first ``count`` of them."""
+        numbers = self.numbers[:count]
+        return replace(self, numbers=numbers, digest=digest(source.make(self.context, numbers)))
+
+    def prompts(self, source: Prompts, case: Case) -> list[list[int]]:
+        """Raises:
+        SelectionError: this installation has other texts than the one they were chosen on.
+        """
+        made = source.make(case.context, self.numbers)
+        if digest(made) != self.digest:
+            raise SelectionError(
+                f"the prompts chosen for {case.name} were other texts than this installation has: "
+                "choose anew, without --chosen and in another --out"
+            )
+        return made
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Selection:
+        return cls(**values | {"numbers": tuple(values["numbers"])})
+
+
+def select(source: Prompts, case: Case, generate: Generate, seconds: float) -> Selection:
+    """Try prompts one wave after the other until enough answers repeat little.
+
+    The first wave has every kind of prompt; later ones have those that loop least. Where there are
+    not enough within ``seconds``, the least repetitive others fill up: the row counts what was
+    really timed.
+
+    Args:
+        generate: greedy answers of the unmodified server.
+
+    Raises:
+        SelectionError: fewer documents than requests.
+    """
+    began, found = time.monotonic(), list[tuple[float, int]]()
+    beginnings: set[tuple[int, ...]] = set()
+    numbers = iter(range(source.count(case.context)))
+    kinds = None
+    while sum(share <= MOST_REPETITION for share, _ in found) < case.requests:
+        if len(found) >= case.requests and time.monotonic() - began > seconds:
+            break
+        size = min(max(2 * case.requests, LEAST_WAVE), WAVE)
+        wave = list(_wave(source, case, numbers, kinds, beginnings, size))
+        if not wave:
+            break
+        answers = generate([prompt for _, prompt in wave], case.tokens)
+        found += [(repetition(a), n) for a, (n, _) in zip(answers, wave, strict=True)]
+        kinds = _best_kinds(found, source.kind)
+    if len(found) < case.requests:
+        raise SelectionError(
+            f"{case.name} wants {case.requests} documents of {case.context} tokens, only "
+            f"{len(found)} are installed here"
+        )
+    good = [n for share, n in found if share <= MOST_REPETITION]
+    rest = [n for share, n in sorted(found) if share > MOST_REPETITION]
+    chosen = tuple((good + rest)[: case.requests])
+    made = digest(source.make(case.context, chosen))
+    return Selection(case.context, case.tokens, chosen, made, len(found))
+
+
+def _wave(
+    source: Prompts,
+    case: Case,
+    numbers: Iterator[int],
+    kinds: set[int] | None,
+    beginnings: set[tuple[int, ...]],
+    size: int,
+) -> Iterator[tuple[int, list[int]]]:
+    """The next ``size`` prompts of these kinds (None: all) whose beginning none had before."""
+    count = 0
+    for number in numbers:
+        if kinds is not None and source.kind(number) not in kinds:
+            continue
+        [prompt] = source.make(case.context, [number])
+        beginning = tuple(prompt[: MOST_SHARED_TOKENS + 1])
+        if beginning in beginnings:
+            continue
+        beginnings.add(beginning)
+        yield number, prompt
+        count += 1
+        if count == size:
+            return
+
+
+def _best_kinds(found: Sequence[tuple[float, int]], kind_of: Callable[[int], int]) -> set[int]:
+    """Kinds of which at least half as many answers repeat little as of the best one."""
+    tried, good = Counter[int](), Counter[int]()
+    for share, number in found:
+        tried[kind_of(number)] += 1
+        good[kind_of(number)] += share <= MOST_REPETITION
+    rates = {kind: good[kind] / tried[kind] for kind in tried}
+    return {kind for kind, rate in rates.items() if rate >= max(rates.values()) / 2}

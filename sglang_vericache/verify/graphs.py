@@ -1,0 +1,205 @@
+"""Verify passes as CUDA graphs, for some batch sizes at a few widths.
+
+A pass of small batches is bound by its launches: hundreds, of a few microseconds each. What
+surrounds the forward is captured with it, from the drafted tokens to the accept counts.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from sglang.srt.model_executor.forward_batch_info import (
+    CaptureHiddenMode,
+    ForwardBatch,
+    ForwardMode,
+)
+from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
+from sglang.srt.model_executor.model_runner import ModelRunner
+from sglang.srt.model_executor.runner_utils.capture_mode import model_capture_mode
+
+from sglang_vericache.verify.accept import accept_longest_prefix
+from sglang_vericache.verify.chain_input import chain_verify_input
+from sglang_vericache.verify.chain_plan import ChainPlan
+from sglang_vericache.verify.token_picker import TokenPicker
+
+logger = logging.getLogger(__name__)
+
+WARM_UPS = 2
+# Larger batches are padded up to the next of these: padding costs a pass no KV.
+SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+
+
+@dataclass(frozen=True)
+class CapturedVerify:
+    """Attributes as in `verifier.Verified`, padded to the captured size, at fixed addresses."""
+
+    tokens: torch.Tensor
+    yields: torch.Tensor
+    source_slots: torch.Tensor
+
+
+class VerifyGraphs:
+    """Replays verify passes; what differs between them is read from static tensors.
+
+    Args:
+        drafts: ``[R, horizon + 1]`` int64, the drafted tokens by request row.
+        widths: tokens of a request to capture, ascending.
+        most: largest batch.
+        kv_indices: ``[N]`` int32, memory for the list of slots that a pass reads.
+        max_position: last position that the model's rotary embedding knows.
+
+    Attributes:
+        requests, pending, committed, lengths: ``[most]`` int64, see `load`.
+    """
+
+    def __init__(
+        self,
+        model_runner: ModelRunner,
+        drafts: torch.Tensor,
+        picker: TokenPicker,
+        widths: Sequence[int],
+        most: int,
+        kv_indices: torch.Tensor,
+        max_position: int,
+    ) -> None:
+        self.model_runner, self.drafts, self.picker = model_runner, drafts, picker
+        self.widths, self.kv_indices = sorted(widths), kv_indices
+        self.sizes = [size for size in SIZES if size < most] + [most]
+        self.max_position = max_position
+        self.req_to_token = model_runner.req_to_token_pool.req_to_token
+        # requests, pending tokens, committed and drafted lengths
+        self._state = torch.zeros((4, most), dtype=torch.int64, device=drafts.device)
+        self.requests, self.pending, self.committed, self.lengths = self._state.unbind()
+        self._plans: dict[tuple[int, int], ChainPlan] = {}
+        self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self._results: dict[tuple[int, int], CapturedVerify] = {}
+
+    def capture(self) -> None:
+        """Capture all shapes, the largest first, so that the others fit into its memory."""
+        started, before = time.perf_counter(), torch.cuda.mem_get_info()[0]
+        pool = torch.cuda.graph_pool_handle()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with model_capture_mode():
+            for size in reversed(self.sizes):
+                for width in reversed(self.widths):
+                    self._capture(size, width, pool, stream)
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        logger.info(
+            "Captured verify CUDA graphs: bs=%s, widths=%s, elapsed=%.2f s, mem usage=%.2f GB.",
+            self.sizes,
+            self.widths,
+            time.perf_counter() - started,
+            (before - torch.cuda.mem_get_info()[0]) / (1 << 30),
+        )
+
+    def shape_for(self, committed: Sequence[int], width: int) -> tuple[int, int] | None:
+        """The captured (size, width) that a pass is padded to, or None when none is as large.
+
+        Args:
+            committed: tokens of its requests whose KV is computed.
+        """
+        at, column = bisect.bisect_left(self.sizes, len(committed)), 0
+        column = bisect.bisect_left(self.widths, width)
+        if at == len(self.sizes) or column == len(self.widths):
+            return None
+        shape = self.sizes[at], self.widths[column]
+        plan = self._plans.get(shape)
+        return shape if plan is not None and plan.fits(committed) else None
+
+    def load(
+        self,
+        shape: tuple[int, int],
+        requests: torch.Tensor,
+        pending: torch.Tensor,
+        committed: torch.Tensor,
+        lengths: torch.Tensor,
+    ) -> None:
+        """Set the state of n requests, and padding up to the captured size: row 0, which is
+        padding in every table, with nothing committed.
+
+        Args:
+            requests: ``[n]`` rows of the request tables.
+            pending: ``[n]`` tokens whose KV is not computed yet.
+            committed, lengths: ``[n]`` tokens committed, and drafted since.
+        """
+        count = requests.shape[0]
+        self._state[:, :count] = torch.stack([requests, pending, committed, lengths])
+        self._state[:, count : shape[0]] = 0
+
+    def run(self, shape: tuple[int, int], committed: Sequence[int]) -> CapturedVerify:
+        """Read the drafted tokens of the loaded requests and accept.
+
+        Args:
+            committed: on the host, for FlashInfer's plan.
+        """
+        self._plans[shape].plan(committed)
+        self._graphs[shape].replay()
+        return self._results[shape]
+
+    def _capture(self, size: int, width: int, pool, stream: torch.cuda.Stream) -> None:
+        shape = size, width
+        none = self.requests[:0]
+        self.load(shape, none, none, none, none)
+        plan = ChainPlan(self.model_runner, size, width, self.kv_indices)
+        with torch.cuda.stream(stream):
+            plan.plan(())
+            batch = self._static_batch(size, width)
+            for _ in range(WARM_UPS):
+                self._pass(plan, batch, size, width)
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, stream=stream):
+            self._results[shape] = self._pass(plan, batch, size, width)
+        self._plans[shape], self._graphs[shape] = plan, graph
+
+    def _pass(self, plan: ChainPlan, batch: ForwardBatch, size: int, width: int) -> CapturedVerify:
+        requests, committed = self.requests[:size], self.committed[:size]
+        drafted = self.drafts[requests, : width - 1]
+        batch.input_ids.view(size, width)[:, 0] = self.pending[:size]
+        batch.input_ids.view(size, width)[:, 1:] = drafted
+        places = committed[:, None] + torch.arange(width, device=committed.device)
+        batch.positions.copy_(places.clamp(max=self.max_position).flatten())
+        slots = self.req_to_token[requests[:, None], places].to(torch.int64)
+        batch.out_cache_loc.copy_(slots.flatten())
+        plan.fill_indices(self.req_to_token, requests, committed)
+        runner = self.model_runner
+        runner.attn_backend.forward_metadata = plan.metadata
+        with (
+            runner.eager_runner.model_context(),
+            forward_context(ForwardContext(attn_backend=runner.attn_backend), forward_batch=batch),
+            self.picker.active() as picked,
+        ):
+            runner.model.forward(batch.input_ids, batch.positions, batch)
+        tokens = picked.tokens.view(size, width)
+        yields = accept_longest_prefix(drafted, self.lengths[:size], tokens)
+        return CapturedVerify(tokens, yields, slots)
+
+    def _static_batch(self, size: int, width: int) -> ForwardBatch:
+        def column() -> torch.Tensor:
+            return torch.zeros(size * width, dtype=torch.int64, device=self.drafts.device)
+
+        tokens, positions = column(), column()
+        batch = ForwardBatch(
+            forward_mode=ForwardMode.TARGET_VERIFY,
+            batch_size=size,
+            input_ids=tokens,
+            req_pool_indices=self.requests[:size],
+            seq_lens=self.committed[:size],
+            out_cache_loc=column(),
+            seq_lens_sum=None,
+            positions=positions,
+            return_logprob=False,
+            spec_algorithm=self.model_runner.spec_algorithm,
+            spec_info=chain_verify_input(tokens, positions, width),
+            capture_hidden_mode=CaptureHiddenMode.NULL,
+            global_num_token_non_padded_cpu=size * width,
+        )
+        self.model_runner.kv_index_translator.bind_runner_slots(batch)
+        return batch

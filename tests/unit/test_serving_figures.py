@@ -1,0 +1,72 @@
+"""Arrival times -> rates, latencies, divergences."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.serving.figures import (
+    Divergence,
+    NoSteadyStretchError,
+    Stream,
+    first_difference,
+    percentiles,
+    steady_rate,
+    whole_rate,
+)
+
+
+def even(start: float, rate: float, tokens: int, chunk: int = 1) -> Stream:
+    """A stream of ``rate`` tokens a second from ``start`` on, in chunks."""
+    counts = sorted({*range(chunk, tokens, chunk), tokens})
+    return Stream(start, tuple((start + count / rate, count) for count in counts))
+
+
+def test_steady_rate_leaves_the_ragged_end_out():
+    """Catches a rate that falls because some requests are done earlier than others."""
+    streams = [even(0.0, 100.0, 200), even(0.0, 50.0, 200)]
+    assert steady_rate(streams, warm_tokens=32) == pytest.approx(150.0)
+    assert whole_rate(streams) == pytest.approx(400 / 4.0)
+
+
+def test_late_beginnings_are_left_out():
+    """Catches a stretch that begins before everybody runs."""
+    streams = [even(0.0, 100.0, 1000), even(5.0, 100.0, 1000)]
+    assert steady_rate(streams, warm_tokens=10) == pytest.approx(200.0)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 16])
+def test_chunks_do_not_matter(chunk):
+    """Catches a count of whole chunks at the edges of the stretch."""
+    streams = [even(0.0, 100.0, 256, chunk), even(0.1, 90.0, 256)]
+    assert steady_rate(streams) == pytest.approx(190.0, rel=0.02)
+
+
+def test_no_steady_stretch():
+    """Catches a rate of requests that waited for each other's memory."""
+    with pytest.raises(NoSteadyStretchError, match="all at once"):
+        steady_rate([even(0.0, 100.0, 100), even(2.0, 100.0, 100)], warm_tokens=10)
+    with pytest.raises(NoSteadyStretchError):
+        steady_rate([even(0.0, 100.0, 20)], warm_tokens=32)
+
+
+def test_latencies():
+    """Catches tokens of one chunk that count as if each had come after a gap."""
+    stream = Stream(1.0, ((1.5, 1), (2.5, 4), (2.75, 5)))
+    assert stream.first_token_s == 0.5
+    assert stream.gaps_s() == [1.0, 0.0, 0.0, 0.25]
+    assert stream.tokens_at(1.0) == 0 and stream.tokens_at(2.0) == 2.5 and stream.tokens_at(9) == 5
+    assert percentiles([float(n) for n in range(1, 101)]) == [50.0, 99.0]
+    assert percentiles([7.0]) == [7.0, 7.0] and percentiles([]) is None
+
+
+def test_first_difference():
+    assert first_difference([1, 2, 3], [1, 9, 3]) == 1
+    assert first_difference([1, 2], [1, 2, 3]) == 2
+    assert first_difference([1, 2], [1, 2]) is None
+
+
+def test_divergence():
+    """Catches tokens after the first difference that count as chances of one."""
+    found = Divergence.between([[1, 2, 3, 4], [5, 6]], [[1, 9, 3, 4], [5, 6]])
+    assert found == Divergence(outputs=2, parted=1, tokens=4)
+    assert found.per_1000_tokens == 250.0
