@@ -151,7 +151,8 @@ def _simulate(
     waiting = deque(_Request(n, load.path_of(n), load.output) for n in range(load.requests))
     running: list[_Request] = []
     fetches: deque[tuple[_Request, float]] = deque()
-    pool, sizes = _Pool(), {}
+    pool = _Pool()
+    sizes: dict[int, int] = {}
     now = link_busy = 0.0
     spans: list[float] = []
     step = together = idle = 0
@@ -202,9 +203,9 @@ def _simulate(
         seconds = STEP_S
         horizon = 0 if draft is None else draft.horizon
         drafting = [r for r in running if r.drafted < horizon]
-        if drafting:
-            bytes_read = sum(r.tokens for r in drafting) * shape.token_bytes * draft.kept
-            forward = (shape.weight_bytes + bytes_read) / card.memory_rate + FORWARD_S
+        if draft is not None and drafting:
+            draft_bytes = sum(r.tokens for r in drafting) * shape.token_bytes * draft.kept
+            forward = (shape.weight_bytes + draft_bytes) / card.memory_rate + FORWARD_S
             count = max(
                 1, min(int(LONGEST_STEP_S / forward), max(horizon - r.drafted for r in drafting))
             )
@@ -220,12 +221,12 @@ def _simulate(
         # The link works meanwhile.
         left = seconds
         while fetches and left > 0:
-            request, needs = fetches.popleft()
-            moved = min(left, needs)
+            request, seconds_left = fetches.popleft()
+            moved = min(left, seconds_left)
             left -= moved
             link_busy += moved
-            if needs > moved:
-                fetches.appendleft((request, needs - moved))
+            if seconds_left > moved:
+                fetches.appendleft((request, seconds_left - moved))
             else:
                 request.place = Place.ATTACHED
         now += seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from typing import Any
 
 import zmq
 
@@ -22,7 +23,7 @@ class Channel:
             sends; None for none.
     """
 
-    def __init__(self, socket: zmq.Socket, watch: zmq.Socket | None = None) -> None:
+    def __init__(self, socket: Any, watch: Any = None) -> None:
         self._socket, self._watch = socket, watch
         self.lost = 0
 
@@ -37,7 +38,7 @@ class Channel:
 
     def receive(self, timeout_s: float = 0.0) -> Message | None:
         """The next message, or None when none comes within ``timeout_s``."""
-        if not self._socket.poll(timeout_s * 1000):
+        if not self._socket.poll(int(timeout_s * 1000 + 0.999)):
             return None
         return decode(self._socket.recv())
 
@@ -60,7 +61,7 @@ def open_pair(watch: str | None = None) -> tuple[Channel, Channel]:
     Raises:
         zmq.ZMQError: the address cannot be bound.
     """
-    context = zmq.Context.instance()
+    context: Any = zmq.Context.instance()
     address = f"inproc://vericache-loader-{next(_numbers)}"
     sockets = [context.socket(zmq.PAIR) for _ in range(2)]
     for socket in sockets:
@@ -68,7 +69,7 @@ def open_pair(watch: str | None = None) -> tuple[Channel, Channel]:
         socket.setsockopt(zmq.RCVHWM, _ROOM)
     sockets[0].bind(address)
     sockets[1].connect(address)
-    taps: list[zmq.Socket | None] = [None, None]
+    taps: list[Any] = [None, None]
     if watch is not None:
         # A socket belongs to one thread: each end publishes by its own, watchers connect to both.
         for end in range(2):

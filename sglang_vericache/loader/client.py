@@ -132,9 +132,8 @@ class LoaderClient:
     def drain(self) -> list[Job]:
         """Withdraw what has not begun and wait for the rest; all jobs that were under way."""
         jobs = list(self._jobs.values())
-        for job in jobs:
-            if not self.cancel(job):
-                self.finish(job)
+        for job in [job for job in jobs if not self.cancel(job)]:
+            self.finish(job)
         return jobs
 
     def close(self) -> None:

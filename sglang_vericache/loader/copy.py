@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -66,6 +67,10 @@ class PlainCopier:
         return sum(source[0].nbytes for source, _ in self._layers) * job.tokens
 
 
+def _event() -> Any:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
 class StreamCopier:
     """Copies on a CUDA stream of its own, from pinned memory, in slices as large as they come.
 
@@ -85,11 +90,11 @@ class StreamCopier:
         self._layers = list(zip(host, device, strict=True))
         self._device = device[0].device
         self._gather = gather or self._gather_by_index
-        self._began: dict[int, torch.cuda.Event] = {}
+        self._began: dict[int, Any] = {}
 
     def enter(self) -> None:
         torch.cuda.set_device(self._device)
-        self._stream = torch.cuda.Stream(self._device)
+        self._stream: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def submit(self, jobs: Sequence[Job]) -> None:
         try:
@@ -105,14 +110,14 @@ class StreamCopier:
             self._stream.wait_event(job.after)
         device_slots = job.device_slots.cpu()  # waits for this stream only
         host_slots = job.host_slots.cpu()
-        began = self._began[job.number] = torch.cuda.Event(enable_timing=True)
+        began = self._began[job.number] = _event()
         began.record()
         runs = runs_of(host_slots, device_slots)
         if len(runs) * LEAST_RUN <= job.tokens:
             self._copy_runs(runs)
         else:
             self._gather(host_slots, job.device_slots)
-        arrived = torch.cuda.Event(enable_timing=True)
+        arrived = _event()
         arrived.record()
         job.device_slots.record_stream(self._stream)
         job.arrived = arrived
