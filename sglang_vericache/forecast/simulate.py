@@ -260,7 +260,8 @@ def costs_of(shape: Shape, card: Card, load: Load, capacity: int, draft: Draft) 
     verify = (shape.weight_bytes + fits * path) / card.memory_rate + FORWARD_S
     steps = math.ceil(draft.horizon / max(1, min(draft.horizon, int(LONGEST_STEP_S / forward))))
     round_s = draft.horizon * forward + verify + steps * STEP_S
-    return Costs(round_s, path / card.link_rate, round_s / steps)
+    alone = (shape.weight_bytes + path) / card.memory_rate + FORWARD_S
+    return Costs(fits, round_s, round_s / steps, alone, path / card.link_rate)
 
 
 def pool_tokens(shape: Shape, card: Card, kept: float, fraction: float = 0.85) -> int:

@@ -17,7 +17,7 @@ STAGED_PATHS = 2
 # More than this part of the pool is not taken from requests that could stay attached.
 STAGING_SHARE = 0.5
 # Rotation must promise this much more than keeping everything attached.
-MARGIN = 1.1
+MARGIN = 1.05
 
 
 class Place(Enum):
@@ -192,14 +192,18 @@ class Costs:
     """Measured or foreseen, in seconds.
 
     Attributes:
-        round_s: between two verifies of a request that stays attached.
-        fetch_s: for the longest path to arrive.
+        fits: requests that can stay attached when nobody rotates.
+        round_s: between two verifies of such a request.
         step_s: of a scheduler step: a path that has arrived waits for the next one.
+        forward_s: that one more verify pass adds to a step.
+        fetch_s: for the longest path to arrive.
     """
 
+    fits: int
     round_s: float
-    fetch_s: float
     step_s: float
+    forward_s: float
+    fetch_s: float
 
     @property
     def staged(self) -> int:
@@ -209,9 +213,15 @@ class Costs:
 
     @property
     def pays(self) -> bool:
-        """Whether room for a path brings more verifies in the staging share than in the hands of
-        one request that stays attached: there it brings one a round."""
-        return MARGIN * (self.fetch_s + 2 * self.step_s) < self.round_s
+        """Whether more requests are verified in a second. Who stays is verified once a round,
+        which gets longer: paths come one by one, and each step verifies what has come. A path in
+        the staging share is fetched, waits for a step, is verified, and leaves with the next."""
+        step_s = self.step_s + self.forward_s
+        round_s = self.round_s * step_s / self.step_s
+        by_link = 1 / max(self.fetch_s, 1e-6)
+        by_room = self.staged / (self.fetch_s + 2 * step_s)
+        rotating = max(self.fits - self.staged, 0) / round_s + min(by_link, by_room)
+        return rotating > MARGIN * self.fits / self.round_s
 
 
 def is_sound(paths: Iterable[int], lockable: int) -> bool:

@@ -161,7 +161,9 @@ class Rotation:
         if self.watch is not None:
             verified = {i for i, _ in plan.verify}
             steady = [i for i, s in enumerate(states) if s.full and not s.rotates]
-            self.watch.step([reqs[i].rid for i in steady if i in verified])
+            forwards = max((count for _, count in plan.draft), default=0)
+            forwards += bool(plan.verify) + bool(plan.plain)
+            self.watch.step([reqs[i].rid for i in steady if i in verified], forwards)
         if not plan.plain and not plan.draft and not plan.verify:
             self.counters.attached += len(self.residency.arrive(self._step, IDLE_WAIT_S))
 
@@ -199,8 +201,15 @@ class Rotation:
             return None
         copies = self.residency.loader.counters
         rate = copies.tokens / copies.seconds if copies.seconds > 0 else self.watch.link_rate
-        longest = max(runner.tokens for runner in runners)
-        return Costs(self.watch.round_s, longest / rate, self.watch.step_s)
+        longest = max(max(runner.tokens for runner in runners), 1)
+        watch = self.watch
+        return Costs(
+            fits=max(1, self._held(self.residency.seats()) // longest),
+            round_s=watch.round_s,
+            step_s=watch.step_s,
+            forward_s=watch.forward_s,
+            fetch_s=longest / rate,
+        )
 
     @property
     def free(self) -> int:
