@@ -14,14 +14,29 @@ logger = logging.getLogger(__name__)
 RATIO = 8.0
 # A host pool below this serves nobody.
 LEAST_BYTES = 256 << 20
+# What a user may have set of HiCache, SGLang's default for it, and the flag.
+CONTRADICTIONS = (
+    ("hicache_write_policy", "write_through", "--hicache-write-policy"),
+    ("hicache_host_memory_mode", "cache", "--hicache-host-memory-mode"),
+    ("hicache_storage_backend", None, "--hicache-storage-backend"),
+    ("hicache_size", 0, "--hicache-size"),
+    ("disable_radix_cache", False, "--disable-radix-cache"),
+)
 
 
 def switch_on(server_args: Any, config: VeriCacheConfig) -> None:
     """Declare HiCache, unless the host has no memory for it: then a sentence, and no offloading.
 
     Raises:
-        VeriCacheConfigError: the size that was asked for cannot be had.
+        VeriCacheConfigError: the size that was asked for cannot be had, or another flag wants
+            another host tier.
     """
+    for attribute, accepted, flag in CONTRADICTIONS:
+        value = getattr(server_args, attribute, accepted)
+        if value != accepted:
+            raise VeriCacheConfigError(
+                f"--vericache-offload does not work with {flag} {value}: leave that flag out."
+            )
     free = free_bytes()
     wanted = config.host_memory_bytes
     if wanted is not None and wanted > free:

@@ -47,6 +47,17 @@ def test_what_was_asked_for_and_cannot_be_had(monkeypatch):
         switched_on(monkeypatch, 3.5, host_memory_bytes=12 * GIB)
 
 
+@pytest.mark.parametrize(("attribute", "accepted", "flag"), host_tier.CONTRADICTIONS)
+def test_contradictions(attribute, accepted, flag):
+    """Catches a flag of SGLang's that is silently overruled."""
+    from sglang.srt.server_args import ServerArgs
+
+    assert getattr(ServerArgs, attribute, accepted) == accepted
+    record = SimpleNamespace(**{attribute: "something else"})
+    with pytest.raises(VeriCacheConfigError, match=f"{flag} something else: leave that flag out"):
+        host_tier.switch_on(record, VeriCacheConfig(offload="auto"))
+
+
 def test_memory_of_this_machine():
     """Catches units that are mixed up: between nothing and a petabyte."""
     assert -(1 << 36) < host_tier.free_bytes() < 1 << 50
