@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.registry import CASES, Case
 from benchmarks.rows import Row
-from benchmarks.tables import case_cell, common_flags, factor, newest, own_flags
+from benchmarks.tables import common_flags, factor, flag_groups, newest
 
 BAR_INCHES, WIDTH_INCHES = 0.55, 8.0
 
@@ -25,7 +25,7 @@ def draw(rows_of: Mapping[str, Sequence[Row]], folder: Path) -> list[Path]:
     ):
         if bars:
             titles = {
-                "serving": "decode rate with the flag / without (line: wanted at least)",
+                "serving": "times as good with the flag as without (line: wanted at least)",
                 "acceptance": "tokens a round",
             }
             written += _save(_bars(bars, titles[name]), folder, name)
@@ -40,7 +40,7 @@ Bar = tuple[str, float, float | None]
 
 
 def _factors(rows: Sequence[Row]) -> list[Bar]:
-    shown = [row for row in newest(rows) if row.baseline]
+    shown = [row for row in newest(rows) if row.baseline and row.metric != "start_up"]
     common = common_flags(shown)
     bars = []
     for row in shown:
@@ -57,9 +57,16 @@ def _rounds(rows: Sequence[Row]) -> list[Bar]:
 
 
 def _label(row: Row, common: Sequence[str]) -> str:
-    flags = own_flags(row, common).replace("--vericache-", "").replace("--", "")
+    """Case, device and what is set of ours; the table names every flag."""
     metric = "" if row.metric == "decode_rate" else f" {row.metric.replace('_', ' ')}"
-    return f"{case_cell(row)}{metric}, {row.gpu}\n{flags}"
+    own = [flag for flag in flag_groups(row.flags) if flag not in common]
+    settings = [f.removeprefix("--vericache-") for f in own if f.startswith("--vericache-")]
+    if "--" not in row.flags:  # a measure without a server
+        settings = own
+    lines = [f"{row.case}{metric}, {row.gpu}", " ".join(settings)]
+    if row.simulated_acceptance is not None:
+        lines.append(f"simulated acceptance: {row.simulated_acceptance}")
+    return "\n".join(filter(None, lines))
 
 
 def _bars(bars: Sequence[Bar], title: str) -> Figure:

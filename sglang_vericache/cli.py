@@ -130,8 +130,9 @@ def bench(argv: list[str]) -> int:
         return 2
     # By its place: the checkout on the path would bring its kernels/ along, which is also the name
     # of a package that SGLang needs.
-    sys.modules["benchmarks"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["benchmarks"])
+    if "benchmarks" not in sys.modules:
+        sys.modules["benchmarks"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["benchmarks"])
     from benchmarks.serving.__main__ import main as run
 
     return run(argv)

@@ -145,7 +145,9 @@ class VeriCacheWorker(BaseSpecWorker):
         self.views = ViewBuilder(
             self.config, self.scorer, self.pool, self.rows, self.tree_cache.spans, self.full
         )
-        self.requests = RunningRequests(self.config, self.views, self.capture.forget)
+        self.requests = RunningRequests(
+            self.config, self.views, self.capture.observation, self.capture.forget
+        )
         self.keeper = ViewKeeper(
             self.config, self.views, self.tree_cache, self.capture, self.pace, self.phases
         )

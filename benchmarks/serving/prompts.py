@@ -1,18 +1,21 @@
 """Prompts over real text that every installation of SGLang has.
 
-Documents are pieces of the language reference that comes with Python, of package descriptions and
-of source files; no two overlap. They are continued, or asked about in chat form.
+Documents are pieces of the language reference that comes with Python, of package descriptions, of
+docstrings and of source files; no two pieces of one kind overlap. They are continued, or asked
+about in chat form.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import json
 import pydoc_data.topics
 import random
+import re
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,9 @@ NGRAM = 8
 CHARACTERS_A_TOKEN = 5
 PACKAGES = ("sglang", "transformers", "torch")
 LEAST_FILE_BYTES = 2000
+# Shorter ones are lists of arguments more than prose.
+LEAST_DOCSTRING = 500
+_DOCSTRING = re.compile(r'"""(.*?)"""', re.DOTALL)
 
 
 class TooFewDocumentsError(RuntimeError):
@@ -83,10 +89,11 @@ class Prompts:
             head = "<|im_start|>user\n"
             tail = f"\n\n{asked}<|im_end|>\n<|im_start|>assistant\n{begun}"
         before, after = self._encode(head), self._encode(tail)
-        text = self._encode(documents[number])
-        room = length - len(before) - len(after)
-        if len(text) < room:  # prose has longer words than code
-            text = (text * (room // max(len(text), 1) + 1))[:room]
+        text, room = self._encode(documents[number]), length - len(before) - len(after)
+        following = number
+        while len(text) < room:  # longer words than most
+            following = (following + 1) % len(documents)
+            text += self._encode(documents[following])
         return before + text[:room] + after
 
     def _encode(self, text: str) -> list[int]:
@@ -94,21 +101,25 @@ class Prompts:
 
     def _documents_of(self, length: int) -> list[str]:
         if length not in self._documents:
-            pieces = list(_pieces(length * CHARACTERS_A_TOKEN))
-            random.Random(0).shuffle(pieces)
+            source, characters = random.Random(0), length * CHARACTERS_A_TOKEN
+            pieces: list[str] = []
+            # Prose first: small models go on about it longest before they repeat themselves.
+            for kind in ((_reference, _descriptions, _docstrings), (_sources,)):
+                found = [piece for texts in kind for piece in _pieces(texts(), characters)]
+                source.shuffle(found)
+                pieces += found
             self._documents[length] = pieces
         return self._documents[length]
 
 
-def _pieces(characters: int) -> Iterator[str]:
-    """Consecutive pieces of each kind of text."""
-    for texts in (_reference(), _descriptions(), _sources()):
-        held = ""
-        for text in texts:
-            held += text + "\n\n"
-            while len(held) >= characters:
-                yield held[:characters]
-                held = held[characters:]
+def _pieces(texts: Iterable[str], characters: int) -> Iterator[str]:
+    """The texts one after the other, cut."""
+    held = ""
+    for text in texts:
+        held += text + "\n\n"
+        while len(held) >= characters:
+            yield held[:characters]
+            held = held[characters:]
 
 
 def _reference() -> Iterator[str]:
@@ -120,6 +131,13 @@ def _descriptions() -> Iterator[str]:
     """Of the installed packages, which are written for readers."""
     found = {str(d.metadata["Name"]): d.read_text("METADATA") or "" for d in distributions()}
     return (found[name].partition("\n\n")[2] for name in sorted(found))
+
+
+def _docstrings() -> Iterator[str]:
+    for text in _sources():
+        for found in _DOCSTRING.findall(text):
+            if len(found) >= LEAST_DOCSTRING:
+                yield inspect.cleandoc(found)
 
 
 def _sources() -> Iterator[str]:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 from sglang_vericache.config import RECENT_TOKENS, SINK_TOKENS, VeriCacheConfig
 
 # Tokens that every selection over a whole path keeps.
 ALWAYS_KEPT_TOKENS = SINK_TOKENS + RECENT_TOKENS
+
+
+@lru_cache(maxsize=1 << 16)
+def _share(ratio: float, tokens: int) -> int:
+    # As written: 0.07 of 100 tokens is 7, not the 8 that binary dust would round up to.
+    return min(math.ceil(Fraction(str(ratio)) * tokens), tokens)
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,7 @@ class Budget:
         """Rows that the settings ask for on a path of ``path_tokens`` tokens."""
         if self.keep_tokens is not None:
             return min(self.keep_tokens, path_tokens)
-        # As written: 0.07 of 100 tokens is 7, not the 8 that binary dust would round up to.
-        rows = min(math.ceil(Fraction(str(self.keep_ratio)) * path_tokens), path_tokens)
+        rows = _share(self.keep_ratio, path_tokens)
         return rows if self.most_rows is None else min(rows, self.most_rows)
 
     def keeps_at_least(self, other: Budget, path_tokens: int) -> bool:

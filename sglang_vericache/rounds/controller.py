@@ -7,6 +7,7 @@ coarse enough for every combination to be tried early and rarely again.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,8 +21,10 @@ FIRST_RETRY, LONGEST_RETRY = 128, 8192
 FALL = 0.7
 # Steps that a trial's results may be late before it is taken up again.
 PATIENCE = 16
-# What an observation still weighs after the next one.
-DECAY = 0.9
+# Observations that count, and the share of them, the slowest, that does not: a kernel compiled,
+# a garbage collection or a neighbour's work says nothing about a horizon.
+REMEMBERED = 12
+OUTLIERS = 0.25
 
 
 @dataclass(frozen=True)
@@ -46,20 +49,21 @@ class Load:
 
 @dataclass
 class _Speed:
-    """Decayed sums for one horizon under one load."""
+    """The latest observations of one horizon under one load."""
 
-    seconds: float = 0.0
-    tokens: float = 0.0
+    observed: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     retry: int = FIRST_RETRY
     due: int = 0
 
     @property
     def rate(self) -> float | None:
-        return self.tokens / self.seconds if self.seconds > 0 else None
+        by_speed = sorted(self.observed, key=lambda seen: seen[0] / max(seen[1], 1))
+        kept = by_speed[: len(by_speed) - int(len(by_speed) * OUTLIERS)]
+        seconds = sum(seconds for seconds, _ in kept)
+        return sum(tokens for _, tokens in kept) / seconds if seconds > 0 else None
 
     def add(self, seconds: float, tokens: int) -> None:
-        self.seconds = self.seconds * DECAY + seconds
-        self.tokens = self.tokens * DECAY + tokens
+        self.observed.append((seconds, tokens))
 
 
 @dataclass
@@ -164,7 +168,7 @@ class HorizonController:
         state.left, state.seen, state.waited = TRIAL_STEPS, 0, 0
         speed = state.speeds[state.trial]
         if state.trial != state.current:
-            speed.seconds = speed.tokens = 0.0  # an old figure would outweigh the new ones
+            speed.observed.clear()  # old figures would outweigh the new ones
 
     def _end_trial(self, load: Load, state: _LoadState, tried: int) -> None:
         state.trial = None

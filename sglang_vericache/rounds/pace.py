@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -17,8 +18,10 @@ logger = logging.getLogger(__name__)
 # Plain steps in one scheduler step: the scheduler's own work is spread over so many tokens, and
 # that many may be computed in vain behind the end of an output.
 MOST_PLAIN_STEPS = 8
-# What an observation still weighs after the next one.
-DECAY = 0.8
+# A round is drafted in at most so many steps.
+MOST_PARTS = 4
+# Durations that count; their median does.
+REMEMBERED = 5
 
 
 @dataclass
@@ -54,12 +57,20 @@ class Choice:
     plain_steps: int = 1
 
 
-class _Averages(dict[Hashable, float]):
-    """Decayed means by key."""
+class _Durations:
+    """Seconds by what took them."""
 
-    def add(self, key: Hashable, value: float) -> None:
-        known = self.get(key)
-        self[key] = value if known is None else DECAY * known + (1 - DECAY) * value
+    def __init__(self) -> None:
+        self._latest: defaultdict[Hashable, deque[float]] = defaultdict(
+            lambda: deque(maxlen=REMEMBERED)
+        )
+
+    def add(self, key: Hashable, seconds: float) -> None:
+        self._latest[key].append(seconds)
+
+    def usual(self, key: Hashable) -> float | None:
+        latest = self._latest.get(key)
+        return statistics.median(latest) if latest else None
 
 
 class Pace:
@@ -89,7 +100,7 @@ class Pace:
         self._began = 0.0
         self._choice = Choice(horizon, True, horizon)
         self.rounds_in_parts = self.plain_together = 0
-        self._plain_seconds, self._round_seconds = _Averages(), _Averages()
+        self._plain_seconds, self._round_seconds = _Durations(), _Durations()
         # Of the round whose steps are being reported.
         self._seconds, self._tokens, self._usual = 0.0, 0, True
 
@@ -152,8 +163,9 @@ class Pace:
     def _choose(self, load: Load) -> Choice:
         assert self.controller is not None
         horizon = self.controller.choose(load)
-        steps = math.ceil(self._round_seconds.get((load, horizon), 0.0) / self.longest_step) or 1
-        plain = self._plain_seconds.get(load)
+        whole = self._round_seconds.usual((load, horizon)) or 0.0
+        steps = min(max(math.ceil(whole / self.longest_step), 1), MOST_PARTS)
+        plain = self._plain_seconds.usual(load)
         fitting = 1 if plain is None else int(self.longest_step / 2 / max(plain, 1e-6))
         return Choice(
             horizon,

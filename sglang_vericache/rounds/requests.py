@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
+from sglang_vericache.compressors.watch import Observation
 from sglang_vericache.config import VeriCacheConfig
 from sglang_vericache.metrics import DraftCounters, counters_of
 from sglang_vericache.request_options import options_of
@@ -21,13 +22,18 @@ class RunningRequests:
     """States of the requests that decode; told by the radix cache when one ends.
 
     Args:
+        observed: what a prefill saw of a request's queries, by its id.
         forget: told the id of each request that gives its row back.
     """
 
     def __init__(
-        self, config: VeriCacheConfig, views: ViewBuilder, forget: Callable[[str], object]
+        self,
+        config: VeriCacheConfig,
+        views: ViewBuilder,
+        observed: Callable[[str], Observation | None],
+        forget: Callable[[str], object],
     ) -> None:
-        self.config, self.views, self.forget = config, views, forget
+        self.config, self.views, self.observed, self.forget = config, views, observed, forget
         self.total = DraftCounters()
         self._states: dict[str, RequestState] = {}
 
@@ -94,6 +100,13 @@ class RunningRequests:
         state = self._states.get(req.rid)
         if state is not None and state.view is not None:
             self.views.adopt(state.view, path)
+            return
+        # Who never drafts, because one token is asked for, leaves it to those with its prefix.
+        observation = self.observed(req.rid)
+        if observation is not None:
+            holder = next((node for node in path if node.end >= observation.end), None)
+            if holder is not None:
+                self.views.spans.remember(holder.node_id, observation)
 
     def on_release(self, req: Req) -> None:
         self.forget(req.rid)

@@ -61,9 +61,13 @@ class SpanTable:
             self._spans[node_id] = span
             self.touch(span)
             if span.observation is not None:
-                self._observations.pop(node_id, None)
-                self._observations[node_id] = span.observation
-                self._limit_observations()
+                self.remember(node_id, span.observation)
+
+    def remember(self, node_id: int, observation: Observation) -> None:
+        """Keep with a node what was observed of the queries up to its end, or shortly before."""
+        self._observations.pop(node_id, None)
+        self._observations[node_id] = observation
+        self._limit_observations()
 
     def observation(self, node_id: int) -> Observation | None:
         """What is known of the queries up to the end of a node."""

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import openai
 import pytest
@@ -167,3 +168,16 @@ def test_sglangs_log_and_average_count_rounds(running):
     lengths = [float(x) for x in lengths]
     assert 0 in lengths and all(x == 0 or 1 <= x <= HORIZON + 1 for x in lengths)
     assert max(lengths) > 1
+
+
+def test_queries_of_a_prompt_that_asked_for_one_token(running):
+    """Catches a prompt whose queries are lost because it was not drafted from: who continues it
+    would be scored without."""
+    before = running.status()["spans"]
+    asked = call(310, 1)
+    running.generate(asked)
+    reply = running.generate(replace(call(310, 24), prompt=asked.prompt), flush=False)
+    after = running.status()["spans"]
+    assert info(reply).rounds > 0
+    assert after["scored_with_stored"] > before["scored_with_stored"]
+    assert after["scored_without"] == before["scored_without"]

@@ -151,7 +151,30 @@ def test_plots(tmp_path):
     imposed = replace(ROW, case="imposed", simulated_acceptance="trace")
     first = draw({"serving": [ROW, imposed]}, tmp_path / "a")
     second = draw({"serving": [ROW, imposed]}, tmp_path / "b")
-    assert [path.name for path in first] == ["serving.svg", "serving.png"]
+    names = ("serving.svg", "serving.png", "speed-over-context.svg", "speed-over-context.png")
+    assert [path.name for path in first] == list(names)
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
     assert b"simulated acceptance: trace" in first[0].read_bytes()
     assert draw({"serving": []}, tmp_path / "c") == []
+
+
+def test_points_over_sizes():
+    """Catches a latency among the rates, an ad-hoc case without sizes, and a hidden simulation."""
+    pytest.importorskip("matplotlib")
+    from benchmarks.plotting import _over_sizes, _points
+
+    rows_ = [
+        ROW,
+        replace(ROW, case="8b-32k-x12", model="8B", simulated_acceptance="trace"),
+        replace(ROW, case="ad-hoc"),
+        replace(ROW, case="smol-mix", metric="between_tokens_p99", unit="ms"),
+    ]
+    points = _points(rows_)
+    assert [(p.case.context, p.case.requests, p.simulated) for p in points] == [
+        (1024, 32, False),
+        (32768, 12, True),
+    ]
+    for panel in _over_sizes(points).axes:
+        # One scatter a point; before the legend's entries, in the order of the models.
+        real, hollow = panel.collections[:2]
+        assert len(real.get_facecolor()) == 1 and len(hollow.get_facecolor()) == 0

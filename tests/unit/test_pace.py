@@ -7,6 +7,7 @@ import pytest
 from sglang_vericache.config import VeriCacheConfig
 from sglang_vericache.rounds.controller import PLAIN, HorizonController, Load
 from sglang_vericache.rounds.pace import (
+    MOST_PARTS,
     MOST_PLAIN_STEPS,
     Choice,
     Pace,
@@ -123,7 +124,7 @@ def test_a_long_round_takes_several_steps():
     assert recorder.observed[0] == (pytest.approx(0.08), 20)
     recorder.observed.clear()
     part = dict(plain_steps=0, ends_round=False)
-    clock.now += 0.03
+    clock.now += 0.08
     choices = [run(pace, clock, 0.03, 0, **part), run(pace, clock, 0.03, 0, **part)]
     choices.append(run(pace, clock, 0.04, 20, **whole))
     assert [(c.horizon, c.share) for c in choices] == [(8, 3)] * 3
@@ -154,3 +155,16 @@ def test_steps_are_whole_without_a_controller():
     choice = pace.begin(CONTEXTS)
     pace.planned(1, True)
     assert (choice.horizon, choice.share, choice.plain_steps) == (8, 8, 1)
+
+
+def test_one_slow_round_does_not_split_the_next():
+    """Catches a compiled kernel that is taken for the length of a round, and rounds in shreds."""
+    recorder, clock = Recorder(horizons=(8,)), Clock()
+    pace = Pace(8, recorder, longest_step=0.03, clock=clock)
+    whole = dict(plain_steps=0, ends_round=True)
+    for seconds in (0.02, 0.02, 9.0, 0.02, 0.02):
+        choice = run(pace, clock, seconds, 20, **whole)
+    assert choice.share == 8
+    for _ in range(5):
+        choice = run(pace, clock, 9.0, 20, **whole)
+    assert choice.share == 8 // MOST_PARTS

@@ -217,3 +217,12 @@ def test_replacing_a_span_keeps_what_is_known(table, allocator):
     newer = new_span(allocator, queries=9)
     table.own(1, newer, replace=True)
     assert table.observation(1) is newer.observation
+
+
+def test_an_observation_needs_no_span(table):
+    """Catches queries of a prompt that was never drafted from, lost to those that continue it."""
+    seen = QueryWindow(torch.zeros(1, 8, 1, 1), tuple(range(42, 50)), 64)
+    table.remember(3, seen)
+    assert table.observation(3) is seen and table.nodes() == {3}
+    table.drop(3)
+    assert table.observation(3) is None

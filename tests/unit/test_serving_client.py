@@ -1,0 +1,130 @@
+"""The streaming client against a server that answers as SGLang does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+aiohttp = pytest.importorskip("aiohttp")
+from aiohttp import web  # noqa: E402
+
+from benchmarks.serving.client import INTERVAL, WATCHED, AnswerError, StreamingClient  # noqa: E402
+
+COUNTERS = {"rounds": 3, "accepted": 6}
+
+
+class FakeServer:
+    """Streams ``prompt[0] + n`` as n-th token, ``chunk`` tokens at a time."""
+
+    def __init__(self, chunk: int = 5, incremental: bool = False, missing: int = 0) -> None:
+        self.chunk, self.incremental, self.missing = chunk, incremental, missing
+        self.bodies: list[dict] = []
+        self.aborted = False
+
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.bodies.append(body)
+        wanted = body["sampling_params"]["max_new_tokens"]
+        tokens = [body["input_ids"][0] + n for n in range(wanted - self.missing)]
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for at in range(0, len(tokens), self.chunk):
+            end = min(at + self.chunk, len(tokens))
+            meta = {"completion_tokens": end}
+            if end == len(tokens):
+                meta["vericache"] = COUNTERS
+            event = {
+                "output_ids": tokens[at if self.incremental else 0 : end],
+                "meta_info": meta,
+            }
+            await response.write(f"data: {json.dumps(event)}\n\n".encode())
+            await asyncio.sleep(0.001)
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    async def abort(self, request: web.Request) -> web.Response:
+        self.aborted = (await request.json())["abort_all"]
+        return web.Response()
+
+    @contextmanager
+    def running(self) -> Iterator[str]:
+        loop, runner, url = asyncio.new_event_loop(), None, []
+        ready = threading.Event()
+
+        async def start():
+            app = web.Application()
+            app.add_routes(
+                [web.post("/generate", self.generate), web.post("/abort_request", self.abort)]
+            )
+            nonlocal runner
+            runner = web.AppRunner(app, shutdown_timeout=0.1)
+            await runner.setup()
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            url.append(f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}")
+            ready.set()
+
+        def serve():
+            asyncio.set_event_loop(loop)
+            loop.run_until_complete(start())
+            loop.run_forever()
+            loop.run_until_complete(runner.cleanup())
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert ready.wait(10)
+        try:
+            yield url[0]
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(10)
+
+
+@pytest.mark.parametrize("incremental", [False, True])
+def test_fixed_set(incremental):
+    """Catches outputs that are put together wrongly, and answers in another order."""
+    server = FakeServer(incremental=incremental)
+    prompts = [[1000 * i, 1, 2] for i in range(WATCHED + 2)]
+    with server.running() as url:
+        answers = StreamingClient(url).fixed_set(prompts, 23)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert answer.output == [prompt[0] + n for n in range(23)]
+        assert [count for _, count in answer.events] == [5, 10, 15, 20, 23]
+        assert answer.counters == COUNTERS and answer.complete
+        assert answer.stream.ended > answer.started
+    intervals = [b["sampling_params"]["stream_interval"] for b in server.bodies]
+    assert sorted(intervals) == [1] * WATCHED + [INTERVAL] * 2
+    assert [a.watched for a in answers] == [True] * WATCHED + [False] * 2
+    assert all(b["sampling_params"]["ignore_eos"] for b in server.bodies)
+
+
+def test_short_answers_are_refused():
+    """Catches a rate over fewer tokens than were asked for."""
+    with FakeServer(missing=1).running() as url, pytest.raises(AnswerError, match="22 tokens"):
+        StreamingClient(url).fixed_set([[1]], 23)
+
+
+def test_closed_loop():
+    """Catches a request that is not replaced, and ones that go on after the end."""
+    server = FakeServer()
+    with server.running() as url:
+        loop = StreamingClient(url).closed_loop([[0], [100], [200]], 20, seconds=0.3)
+    complete = [a for a in loop.answers if a.complete]
+    assert len(complete) > 6 and server.aborted
+    assert 0.3 <= loop.end - loop.start < 3
+    # The first ones are of unequal lengths, the others whole.
+    lengths = [b["sampling_params"]["max_new_tokens"] for b in server.bodies]
+    assert sorted(lengths[:3]) == [6, 13, 20] and set(lengths[3:]) == {20}
+    firsts = {b["input_ids"][0] for b in server.bodies[3:]}
+    assert firsts == {0, 100, 200}
+
+
+def test_closed_loop_of_a_broken_server():
+    """Catches a loop that waits for its end although nobody answers."""
+    with pytest.raises(AnswerError, match="failed"):
+        StreamingClient("http://127.0.0.1:9").closed_loop([[1]], 20, seconds=0.1)

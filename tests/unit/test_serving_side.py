@@ -1,0 +1,114 @@
+"""One side of a comparison: what it saves, what it passes on, what it does when a case fails."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import ClassVar
+
+import pytest
+
+from benchmarks.registry import REPLAY, Case
+from benchmarks.serving import side
+from benchmarks.serving.side import Options, Side, SideError, SideRun
+
+CASE = Case("one", "", "", 80, 2, None, "serving", repeats=1)
+OTHER = replace(CASE, name="other")
+PLAIN, OURS = Side("plain", ""), Side("ours", "--enable-vericache")
+
+
+class Server:
+    """Stands in for ServingServer; remembers how it was started."""
+
+    started: ClassVar[list] = []
+    alive = True
+    start_seconds = 1.5
+
+    def __init__(self, model, log, flags, plugin, replay):
+        self.plugin, self.simulated = plugin, replay and f"label of {replay}"
+        self.flushed = 0
+        Server.started.append((model, flags, plugin, replay))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def flush(self):
+        self.flushed += 1
+
+
+@pytest.fixture(autouse=True)
+def fakes(monkeypatch):
+    monkeypatch.setenv("VERICACHE_COMMIT", "abcdef1")
+    monkeypatch.setattr(Server, "started", [])
+    monkeypatch.setattr(Server, "alive", True)
+    monkeypatch.setattr(side, "ServingServer", Server)
+    monkeypatch.setattr(side, "device_name", lambda: "H100")
+    monkeypatch.setattr(side, "version", lambda name: "0.5.23")
+    monkeypatch.setattr(side, "measure", lambda *_: {"runs": [], "outputs": [[1]]})
+
+
+def options(folder, **values) -> Options:
+    return Options(folder, "shape:tiny", "--common", REPLAY, **values)
+
+
+def test_what_is_saved(tmp_path):
+    """Catches figures without their origin, and a side that overwrites the one before."""
+    for number, one in enumerate((PLAIN, OURS, PLAIN)):
+        run = SideRun(one, options(tmp_path))
+        assert run.measure([CASE]) == {}
+        assert run.path.name == f"run-{number:02d}-{one.name}.json"
+    plain, ours, _ = (record for _, record in side.read_runs(tmp_path))
+    assert plain["gpu"] == "H100" and plain["commit"] == "abcdef1" and plain["start_s"] == 1.5
+    assert plain["cases"]["one"]["outputs"] == [[1]]
+    assert ours["flags"] == "--common --enable-vericache"
+
+
+def test_only_ours_is_replayed_and_says_so(tmp_path):
+    """Catches a baseline with the plugin, and a replayed record without its label."""
+    for one in (PLAIN, OURS):
+        SideRun(one, options(tmp_path)).measure([CASE])
+    assert [(plugin, replay) for _, _, plugin, replay in Server.started] == [
+        (False, None),
+        (True, REPLAY),
+    ]
+    plain, ours = (record for _, record in side.read_runs(tmp_path))
+    assert plain["simulated"] is None and ours["simulated"] == f"label of {REPLAY}"
+
+
+def test_a_case_that_fails(tmp_path, monkeypatch):
+    """Catches a failure that costs the figures of the other cases, or is not told."""
+
+    def measure(server, case, *_):
+        if case.name == "one":
+            raise RuntimeError("too large")
+        return {"runs": [], "outputs": []}
+
+    monkeypatch.setattr(side, "measure", measure)
+    run = SideRun(PLAIN, options(tmp_path))
+    assert run.measure([CASE, OTHER]) == {"one": "RuntimeError: too large"}
+    record = json.loads(run.path.read_text())
+    assert list(record["cases"]) == ["other"] and "too large" in record["failed"]["one"]
+
+
+def test_a_server_that_ends(tmp_path, monkeypatch):
+    """Catches cases that are sent to nobody."""
+    monkeypatch.setattr(Server, "alive", False)
+    with pytest.raises(SideError, match="ended"):
+        SideRun(PLAIN, options(tmp_path)).measure([CASE, OTHER])
+
+
+def test_ours_chooses_no_prompts(tmp_path, monkeypatch):
+    """Catches prompts that are chosen by the answers of the server that they are to test."""
+    monkeypatch.setattr(side.Prompts, "of_model", classmethod(lambda cls, model: None))
+    real = replace(options(tmp_path), model=str(tmp_path / "model"))
+    failed = SideRun(OURS, real).measure([CASE])
+    assert "no prompts are chosen for one" in failed["one"]
+    assert Server.started[-1][3] is None  # real weights accept for real
+
+
+def test_arrivals_need_a_capacity(tmp_path):
+    failed = SideRun(OURS, options(tmp_path)).measure([replace(CASE, arrivals=0.7)])
+    assert "measure a plain side first" in failed["one"]
