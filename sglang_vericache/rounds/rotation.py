@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 # Nobody is admitted while so many requests have drafted all they may and wait for their fetch:
 # the link is what limits them, and one more would only wait with them.
 MOST_IDLE = 4
+# A request whose copy on the host is not complete is not asked again for so many steps.
+INCOMPLETE_STEPS = 8
 # A step in which nobody can do anything waits this long for the next arrival.
 IDLE_WAIT_S = 0.005
 # Bytes/s of the link until the first fetch has told: PCIe 4 with 16 lanes.
@@ -134,13 +136,19 @@ class Rotation:
         moves = plan_moves(runners, memory, alive, staged)
         self._wanted = 0
         by_rid = {seat.req.rid: seat for seat in seats}
+        all_went = True
         for rid in moves.detach:
-            self.residency.detach(by_rid[rid], self._step)
-            self.counters.detached += 1
+            if self.residency.is_complete(by_rid[rid]):
+                self.residency.detach(by_rid[rid], self._step)
+                self.counters.detached += 1
+            else:
+                # Its copy to the host is under way, or found no room there.
+                all_went, by_rid[rid].stays_until = False, self._step + INCOMPLETE_STEPS
         for rid in moves.fetch:
-            if not self.residency.order(by_rid[rid]):
+            # What the planner has counted on is not there; and nobody overtakes.
+            if not all_went or not self.residency.order(by_rid[rid]):
                 self.counters.no_room += 1
-                break  # no overtaking
+                break
         # What was there already is attached at once.
         self.counters.attached += len(self.residency.arrive(self._step))
         for seat, (_, state, _) in zip(seats, live, strict=True):
@@ -176,6 +184,7 @@ class Rotation:
         ends = req.sampling_params.max_new_tokens - produced <= 1
         # One that was just attached is verified first: with nothing drafted it has been.
         verified = seat.attached < self._step and (seat.attached == 0 or state.drafted == 0)
+        verified = verified and seat.stays_until <= self._step
         movable = not bound and not ends and verified and seat.place is Place.ATTACHED
         return Runner(
             seat.req.rid,
@@ -183,7 +192,7 @@ class Rotation:
             seat.path,
             seat.place,
             seat.since,
-            movable and self.residency.is_complete(seat),
+            movable,
             bound,
             seat.ready,
         )
@@ -249,16 +258,13 @@ class Rotation:
 
     def is_sound(self, reqs: Sequence[Any]) -> bool:
         """Whether each of these requests could still be attached; else SGLang is to retract."""
-        seats = [s for s in map(self._known, reqs) if s is not None]
+        seats = [s for s in map(self.residency.find, reqs) if s is not None]
         if len(reqs) <= 1 or all(seat.place is Place.ATTACHED for seat in seats):
             return True
         private = sum(r.kv.kv_allocated_len - r.kv.cache_protected_len for r in reqs)
         slack = self.verify_width * len(reqs) + self._prefill_rest
         paths = [seat.req.kv.cache_protected_len for seat in seats]
         return is_sound(paths, self.allocator.size - private - slack)
-
-    def _known(self, req: Any) -> Seat | None:
-        return next((s for s in self.residency.seats() if s.req is req), None)
 
     @staticmethod
     def _held(seats: Sequence[Seat]) -> int:

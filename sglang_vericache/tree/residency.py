@@ -37,6 +37,7 @@ class Seat:
         since: the step in which it was detached, or had drafted all it may.
         ready: it has drafted all it may.
         attached: the step in which its path was last attached.
+        stays_until: step before which it is not to be detached.
         path: nodes from the root, as they were when last looked at.
         host_lock: receipt that keeps the host copies while the path is not ATTACHED.
         jobs: copies that must arrive before the path is there.
@@ -49,6 +50,7 @@ class Seat:
     since: int = 0
     ready: bool = False
     attached: int = 0
+    stays_until: int = 0
     path: tuple[PathPart, ...] = ()
     host_lock: Any = None
     jobs: list[Job] = field(default_factory=list)
@@ -97,6 +99,9 @@ class Residency:
 
     def seats(self) -> list[Seat]:
         return list(self._seats.values())
+
+    def find(self, req: Any) -> Seat | None:
+        return self._seats.get(req.rid)
 
     def seat_of(self, req: Any) -> Seat:
         seat = self._seats.get(req.rid)

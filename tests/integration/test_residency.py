@@ -10,6 +10,7 @@ import pytest
 
 cpu_engine.required()
 
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams  # noqa: E402
 from tree_world import World, publish_settings  # noqa: E402
 
 from sglang_vericache.loader.copy import PlainCopier  # noqa: E402
@@ -266,9 +267,9 @@ def test_anything_goes(seed, core, host):
     """Thousands of random moves of a dozen requests that share prefixes; every read checks every
     byte, every step the ledger and the rows."""
     rng = random.Random(seed)
-    world = World(device=240, host=host, core=core)
+    world = World(device=180, host=host, core=core)
     moves = {"fetched": 0, "detached": 0}
-    for step in range(400):
+    for step in range(600):
         world.step = step
         what = rng.choice("aaddddoooorrrrggggpef")
         req = rng.choice(world.requests) if world.requests else None
@@ -298,6 +299,13 @@ def test_anything_goes(seed, core, host):
     for req in list(world.requests):
         world.end(req, rng.random() < 0.5)
         world.check_ledger()
-    assert moves["detached"] > 5 and moves["fetched"] > 5 and world.loader.counters.fetches > 0
+    assert moves["detached"] and moves["fetched"]
+    last = world.admit(text(999, 120))
+    away(world, last)
+    world.cache.evict_for_alloc(EvictParams(num_tokens=world.allocator.size))
+    back(world, last)
+    world.generate(last, 3)
+    world.end(last, True)
+    assert world.loader.counters.fetches
     world.check_idle()
     world.close()
