@@ -300,6 +300,7 @@ def test_anything_goes(seed, core, host):
         world.end(req, rng.random() < 0.5)
         world.check_ledger()
     assert moves["detached"] and moves["fetched"]
+    world.settle()
     last = world.admit(text(999, 120))
     away(world, last)
     world.cache.evict_for_alloc(EvictParams(num_tokens=world.allocator.size))

@@ -215,15 +215,19 @@ class World:
             row = self.rows.req_to_token[req.kv.req_pool_idx, : req.kv.cache_protected_len]
             assert (row > 0).all() if self.residency.is_full(req) else (row == 0).all()
 
-    def check_idle(self) -> None:
-        """Nothing runs: nothing is locked, on either tier."""
-        assert not self.requests
+    def settle(self) -> None:
+        """Let everything that is under way arrive, in both directions."""
         self.cache.ready_to_load_host_cache()
         for _ in range(200):
             self.arrive(0.01)
             self.events()
             if not self.loader.under_way and not self.cache.ongoing_write_through:
                 break
+
+    def check_idle(self) -> None:
+        """Nothing runs: nothing is locked, on either tier."""
+        assert not self.requests
+        self.settle()
         self.check_ledger()
         assert self.cache.protected_size() == 0 and not self.cache.ongoing_load_back
         device = self.cache.evictable_size()
