@@ -87,7 +87,7 @@ class LoaderClient:
     def under_way(self) -> int:
         return len(self._jobs)
 
-    def fetch(self, host_slots: Any, device_slots: Any, after: Any = None) -> Job:
+    def fetch(self, host_slots: Any, device_slots: Any, after: tuple[Any, ...] = ()) -> Job:
         """Order a copy; `poll` tells when it has arrived."""
         self._next += 1
         job = Job(self._next, host_slots, device_slots, after)

@@ -106,8 +106,8 @@ class StreamCopier:
             raise
 
     def _submit(self, job: Job) -> None:
-        if job.after is not None:
-            self._stream.wait_event(job.after)
+        for event in job.after:
+            self._stream.wait_event(event)
         device_slots = job.device_slots.cpu()  # waits for this stream only
         host_slots = job.host_slots.cpu()
         began = self._began[job.number] = _event()

@@ -28,8 +28,8 @@ class Job:
 
     Attributes:
         host_slots, device_slots: ``[n]`` int64 rows of the host pool and of the device pool.
-        after: event that the copy waits for, or None: what the device rows held before may
-            still be read up to there.
+        after: events that the copy waits for: what the device rows held before may still be
+            read up to there, and the slots themselves be computed.
         arrived: event that the bytes have arrived, set by the copier; None where copies are
             synchronous.
     """
@@ -37,7 +37,7 @@ class Job:
     number: int
     host_slots: Any
     device_slots: Any
-    after: Any = None
+    after: tuple[Any, ...] = ()
     arrived: Any = None
     seconds: float = 0.0
     made_at: float = field(default_factory=time.monotonic)

@@ -333,7 +333,8 @@ class Residency:
         return {i.node_id for i in self._infos(load.anchor) if i.path_start >= load.start}
 
     def _mark(self) -> Any:
-        """An event behind everything that may still read what is evicted now."""
+        """An event behind everything that the current stream has been given: on the forward
+        stream, behind all that may still read what is evicted now."""
         if not self._on_gpu:
             return None
         event = torch.cuda.Event()
@@ -365,7 +366,8 @@ class Residency:
             self._hand_over(operation, end - len(operation.host_indices), after)
 
     def _hand_over(self, operation: Any, start: int, after: Any) -> None:
-        job = self.loader.fetch(operation.host_indices, operation.device_indices, after)
+        events = (after, self._mark()) if self._on_gpu else ()
+        job = self.loader.fetch(operation.host_indices, operation.device_indices, events)
         (node,) = operation.node_ids
         self._loads[job.number] = Load(job, node, start)
 
