@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--most-requests", type=int, default=REQUESTS[-1])
     options = parser.parse_args(argv)
     draft = Draft(options.horizon, options.tokens_per_round, options.kept)
-    lines = [HEADER]
+    lines: list[tuple[str, ...]] = [HEADER]
     for name, (model, load, pool) in MEASURED.items():
         lines.append(line(name, model, "h100", load, pool, draft))
     for card in CARDS:

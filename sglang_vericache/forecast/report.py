@@ -82,7 +82,7 @@ def run(
     plain = simulate_plain(shape, card, load, capacity)
     attached = simulate_attached(shape, card, load, capacity, draft)
     offload = simulate_offload(shape, card, load, capacity, draft)
-    lines = [("", "tokens/s", "gain", "together", "link", "slowest")]
+    lines: list[tuple[str, ...]] = [("", "tokens/s", "gain", "together", "link", "slowest")]
     for name, outcome in (("plain", plain), ("drafting", attached), ("offloading", offload)):
         lines.append((name, *_row(outcome, plain)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

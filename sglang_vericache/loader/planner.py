@@ -208,8 +208,9 @@ class Costs:
     @property
     def staged(self) -> int:
         """Paths of which the staging share keeps the link busy: those that arrive in a step,
-        and those that are being verified."""
-        return 1 + max(1, math.ceil(self.step_s / max(self.fetch_s, 1e-6)))
+        and those that are being verified. Not more than fit."""
+        busy = 1 + max(1, math.ceil(self.step_s / max(self.fetch_s, 1e-6)))
+        return max(1, min(busy, self.fits))
 
     @property
     def pays(self) -> bool:

@@ -82,6 +82,7 @@ class Rotation:
         self._prefill_rest = 0
         self._idle = 0
         self._looked_at = -1
+        self._pays = True
         self.changes = 0
 
     # Asked by the worker
@@ -126,11 +127,13 @@ class Rotation:
             self._runner(seat, state, length)
             for seat, (_, state, length) in zip(seats, live, strict=True)
         ]
-        slack = 2 * self.verify_width * len(live) + self._prefill_rest
         costs = self._costs(runners)
-        if costs is not None and not costs.pays:
+        self._pays = costs is None or costs.pays
+        if not self._pays:
             self._wanted = 0
-        memory = Memory(self.free, slack, self._wanted)
+        # The reserve of the coming step; of the one after that too, where requests come and go.
+        reserve = self.verify_width * len(live) * (2 if self._pays else 1)
+        memory = Memory(self.free, reserve + self._prefill_rest, self._wanted)
         alive = self.residency.loader.alive
         staged = STAGED_PATHS if costs is None else costs.staged
         moves = plan_moves(runners, memory, alive, staged)
@@ -206,19 +209,14 @@ class Rotation:
 
     def _costs(self, runners: Sequence[Runner]) -> Costs | None:
         """What is known of rotation, if anybody asks."""
-        if self.watch is None or self.watch.round_s is None or not runners:
+        watch = self.watch
+        if watch is None or watch.round_s is None or not runners:
             return None
         copies = self.residency.loader.counters
-        rate = copies.tokens / copies.seconds if copies.seconds > 0 else self.watch.link_rate
+        rate = copies.tokens / copies.seconds if copies.seconds > 0 else watch.link_rate
         longest = max(max(runner.tokens for runner in runners), 1)
-        watch = self.watch
-        return Costs(
-            fits=max(1, self._held(self.residency.seats()) // longest),
-            round_s=watch.round_s,
-            step_s=watch.step_s,
-            forward_s=watch.forward_s,
-            fetch_s=longest / rate,
-        )
+        fits = max(1, self._held(self.residency.seats()) // longest)
+        return Costs(fits, watch.round_s, watch.step_s, watch.forward_s, longest / rate)
 
     @property
     def free(self) -> int:
@@ -246,6 +244,8 @@ class Rotation:
             return True
         if self._idle >= MOST_IDLE:
             return False
+        if not self._pays and any(seat.place is not Place.ATTACHED for seat in seats):
+            return False  # the tails have pushed somebody out: room is not for newcomers
         held = self._held(seats)
         slack = 2 * self.verify_width * (len(seats) + 1)
         paths = [len(req.full_untruncated_fill_ids), *(s.req.kv.cache_protected_len for s in seats)]

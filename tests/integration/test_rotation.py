@@ -15,6 +15,7 @@ from tree_world import Request, World, publish_settings  # noqa: E402
 from sglang_vericache.loader.planner import Place  # noqa: E402
 from sglang_vericache.rounds.policy import RoundPlan  # noqa: E402
 from sglang_vericache.rounds.rotation import Rotation  # noqa: E402
+from sglang_vericache.rounds.step_watch import StepWatch  # noqa: E402
 
 WIDTH = 5
 
@@ -31,9 +32,9 @@ class Scheduler:
         done: texts at their end by the text at the start.
     """
 
-    def __init__(self, world: World, push_tokens: int = 40, plain: float = 0.0) -> None:
+    def __init__(self, world: World, push_tokens: int = 40, plain: float = 0.0, watch=None) -> None:
         self.world = world
-        self.rotation = Rotation(world.residency, world.allocator, WIDTH, push_tokens)
+        self.rotation = Rotation(world.residency, world.allocator, WIDTH, push_tokens, watch)
         world.cache.rotation = self.rotation
         self.waiting: list[tuple[list[int], int]] = []
         self.left: dict[str, int] = {}
@@ -183,6 +184,29 @@ def test_many(shared, host, plain):
     scheduler.run(50_000)
     assert scheduler.rotation.numbers().detachments > 0
     finish(world, scheduler, 60)
+
+
+class Foreseen(StepWatch):
+    """Steps and rounds of a known length."""
+
+    def __init__(self, round_s: float) -> None:
+        super().__init__(link_rate=1e9)
+        self.round_s, self.step_s, self.forward_s = round_s, 0.02, 0.002
+
+    def step(self, verified, forwards) -> None:
+        pass
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_rotation_has_to_pay(pays):
+    """Catches rotation for the waiting queue where it is slower than letting it wait."""
+    world = World(device=450, host=6_000)
+    scheduler = Scheduler(world, watch=Foreseen(round_s=2.0 if pays else 0.02))
+    scheduler.waiting = [(t, 40) for t in texts(8, 16, 90, 130, 0.0)]
+    scheduler.run(20_000)
+    assert (scheduler.most_together > 3) == pays
+    assert (scheduler.rotation.numbers().detachments > 0) == pays
+    finish(world, scheduler, 16)
 
 
 def test_aborts_in_every_state():

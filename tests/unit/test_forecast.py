@@ -82,6 +82,7 @@ def test_costs():
     assert not Costs(12, round_s=0.14, step_s=0.035, forward_s=0.006, fetch_s=0.08).pays
     assert not Costs(50, round_s=0.14, step_s=0.035, forward_s=0.006, fetch_s=0.02).pays
     assert Costs(9, 1.0, step_s=0.05, forward_s=0.01, fetch_s=0.01).staged == 6
+    assert Costs(3, 1.0, step_s=0.05, forward_s=0.01, fetch_s=0.01).staged == 3
     assert Costs(9, 1.0, step_s=0.05, forward_s=0.01, fetch_s=0.5).staged == 2
 
 
