@@ -74,54 +74,6 @@ def assert_rotated(status) -> None:
     assert status["requests"] == 0
 
 
-@pytest.mark.parametrize("share", [2, 4, 8])
-def test_a_part_of_the_pool(reference, logs, share):
-    """The pool holds 1/share of what the running requests need."""
-    verdict, status = run(reference, logs / f"offload-{share}.log", pool(share))
-    assert_same(verdict)
-    assert_rotated(status)
-    assert verdict.rounds > 0 and verdict.accepted > 0
-    offload = status["offload"]
-    assert offload["active"] and offload["failed"] == offload["late"] == 0
-
-
-def test_retraction_without_overlap_scheduling(reference, logs):
-    """Retracted every few steps in whatever state they are, on the Python tree core, with tails
-    that go to the tree early."""
-    verdict, status = run(
-        reference,
-        logs / "offload-retract.log",
-        (*pool(4), "--disable-overlap-schedule", "--vericache-fold-tail", "70"),
-        {
-            "SGLANG_TEST_RETRACT": "1",
-            "SGLANG_TEST_RETRACT_INTERVAL": "13",
-            "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": "python",
-        },
-    )
-    assert_same(verdict)
-    assert_rotated(status)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("overlap", [True, False], ids=["overlap", "synchronous"])
-def test_every_scenario(tiny_reference, logs, overlap):
-    """The whole identity suite with requests that come and go: features that are decoded plainly,
-    prefixes, turns, stops, streams."""
-    flags = ("--max-total-tokens", str(BREADTH_POOL))
-    flags += () if overlap else ("--disable-overlap-schedule",)
-    verdict, status = run(tiny_reference, logs / f"offload-breadth-{overlap}.log", flags)
-    assert_same(verdict)
-    assert_rotated(status)
-
-
-def test_a_full_host_pool(reference, logs):
-    """The host holds less than the device: most requests cannot be detached, and all get there."""
-    flags = (*pool(2), "--vericache-host-memory", "8MiB")
-    verdict, status = run(reference, logs / "offload-host.log", flags)
-    assert_same(verdict)
-    assert status["requests"] == 0 and status["offload"]["active"]
-
-
 # Faults, all in one server
 
 
@@ -208,3 +160,54 @@ def test_the_loader_is_killed(faulty, reference):
     assert samples.value("sglang:vericache_offload_active") == 0
     assert samples.value("sglang:vericache_offload_fetched_bytes_total") > 0
     assert samples.by("sglang:vericache_offload_fetches_total", "end")["failed"] > 0
+
+
+# A server each
+
+
+def test_retraction_without_overlap_scheduling(reference, logs):
+    """Retracted every few steps in whatever state they are, on the Python tree core, with tails
+    that go to the tree early."""
+    verdict, status = run(
+        reference,
+        logs / "offload-retract.log",
+        (*pool(4), "--disable-overlap-schedule", "--vericache-fold-tail", "70"),
+        {
+            "SGLANG_TEST_RETRACT": "1",
+            "SGLANG_TEST_RETRACT_INTERVAL": "13",
+            "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": "python",
+        },
+    )
+    assert_same(verdict)
+    assert_rotated(status)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("overlap", [True, False], ids=["overlap", "synchronous"])
+def test_every_scenario(tiny_reference, logs, overlap):
+    """The whole identity suite with requests that come and go: features that are decoded plainly,
+    prefixes, turns, stops, streams."""
+    flags = ("--max-total-tokens", str(BREADTH_POOL))
+    flags += () if overlap else ("--disable-overlap-schedule",)
+    verdict, status = run(tiny_reference, logs / f"offload-breadth-{overlap}.log", flags)
+    assert_same(verdict)
+    assert_rotated(status)
+
+
+def test_a_full_host_pool(reference, logs):
+    """The host holds less than the device: most requests cannot be detached, and all get there."""
+    flags = (*pool(2), "--vericache-host-memory", "8MiB")
+    verdict, status = run(reference, logs / "offload-host.log", flags)
+    assert_same(verdict)
+    assert status["requests"] == 0 and status["offload"]["active"]
+
+
+@pytest.mark.parametrize("share", [2, 4, 8])
+def test_a_part_of_the_pool(reference, logs, share):
+    """The pool holds 1/share of what the running requests need."""
+    verdict, status = run(reference, logs / f"offload-{share}.log", pool(share))
+    assert_same(verdict)
+    assert_rotated(status)
+    assert verdict.rounds > 0 and verdict.accepted > 0
+    offload = status["offload"]
+    assert offload["active"] and offload["failed"] == offload["late"] == 0
