@@ -116,6 +116,20 @@ class Rotation:
         ]
         seats = [self.residency.seat_of(req) for req, _, _ in live]
         self.counters.attached += len(self.residency.arrive(self._step))
+        # The reserve of the coming step; of the one after that too, where requests come and go.
+        reserve = self.verify_width * len(live) * (2 if self._pays else 1) + self._prefill_rest
+        rotating: frozenset[str] = frozenset()
+        at_rest = all(seat.place is Place.ATTACHED for seat in seats)
+        if not at_rest or self._wanted or self.free < reserve:
+            rotating = self._move(seats, live, reserve)
+        for seat, (_, state, _) in zip(seats, live, strict=True):
+            state.full = seat.place is Place.ATTACHED
+            state.rotates = seat.req.rid in rotating
+
+    def _move(
+        self, seats: Sequence[Seat], live: Sequence[tuple[Any, RequestState, int]], reserve: int
+    ) -> frozenset[str]:
+        """Plan and carry out; ids of those that do not stay attached."""
         if self._looked_at != self.changes:
             self._looked_at = self.changes
             for seat in seats:
@@ -129,15 +143,11 @@ class Rotation:
         ]
         costs = self._costs(runners)
         self._pays = costs is None or costs.pays
-        if not self._pays:
-            self._wanted = 0
-        # The reserve of the coming step; of the one after that too, where requests come and go.
-        reserve = self.verify_width * len(live) * (2 if self._pays else 1)
-        memory = Memory(self.free, reserve + self._prefill_rest, self._wanted)
+        memory = Memory(self.free, reserve, self._wanted if self._pays else 0)
+        self._wanted = 0
         alive = self.residency.loader.alive
         staged = STAGED_PATHS if costs is None else costs.staged
         moves = plan_moves(runners, memory, alive, staged)
-        self._wanted = 0
         by_rid = {seat.req.rid: seat for seat in seats}
         all_went = True
         for rid in moves.detach:
@@ -154,9 +164,7 @@ class Rotation:
                 break
         # What was there already is attached at once.
         self.counters.attached += len(self.residency.arrive(self._step))
-        for seat, (_, state, _) in zip(seats, live, strict=True):
-            state.full = seat.place is Place.ATTACHED
-            state.rotates = seat.req.rid in moves.rotating
+        return moves.rotating
 
     def check(self, reqs: Sequence[Any], states: Sequence[RequestState], plan: RoundPlan) -> None:
         """Assert that all that is about to be read is there; a step without work waits for the

@@ -1,4 +1,4 @@
-"""Half an hour of mixed load on a server whose requests come and go, with SGLang's strictest checks."""
+"""Half an hour of mixed load on requests that come and go, with SGLang's strictest checks."""
 
 from __future__ import annotations
 
