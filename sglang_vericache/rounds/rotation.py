@@ -83,7 +83,6 @@ class Rotation:
         self._idle = 0
         self._looked_at = -1
         self._pays = True
-        self.changes = 0
 
     # Asked by the worker
 
@@ -94,7 +93,7 @@ class Rotation:
         chunked = batch.chunked_req
         rest = 0 if chunked is None else len(chunked.full_untruncated_fill_ids) - chunked.extend_end
         self._prefill_rest = max(rest, 0)
-        self.changes += 1
+        self.residency.changes += 1
         nodes = [req.last_node for req in batch.reqs if req.session is None]
         self.residency.wait_for_prefill([node for node in nodes if node is not None])
 
@@ -130,8 +129,8 @@ class Rotation:
         self, seats: Sequence[Seat], live: Sequence[tuple[Any, RequestState, int]], reserve: int
     ) -> frozenset[str]:
         """Plan and carry out; ids of those that do not stay attached."""
-        if self._looked_at != self.changes:
-            self._looked_at = self.changes
+        if self._looked_at != self.residency.changes:
+            self._looked_at = self.residency.changes
             for seat in seats:
                 self.residency.look_at_path(seat)
         for seat, (_, state, _) in zip(seats, live, strict=True):

@@ -84,6 +84,7 @@ class Residency:
 
     Attributes:
         ledger_stream: the scheduler's stream; None until it is known, and where there is no GPU.
+        changes: counts what may have split nodes or made paths longer.
     """
 
     def __init__(self, cache: Any, rows: torch.Tensor, loader: LoaderClient) -> None:
@@ -93,6 +94,7 @@ class Residency:
         self._seats: dict[str, Seat] = {}
         self._loads: dict[int, Load] = {}
         self._admitted = 0
+        self.changes = 0
 
     def __len__(self) -> int:
         return len(self._seats)
@@ -244,6 +246,7 @@ class Residency:
     def fill_for_checkpoint(self, req: Any) -> bool:
         """Make the row of a request that is about to be checkpointed full; False when its path
         has left the device, and the checkpoint must do without."""
+        self.changes += 1
         seat = self._seats.get(req.rid)
         if seat is None or seat.place is Place.ATTACHED:
             return True
