@@ -10,8 +10,9 @@ from typing import Any
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
-from sglang_vericache.config import VeriCacheConfigError
+from sglang_vericache.config import OFF, VeriCacheConfigError
 from sglang_vericache.flags import ALGORITHM, RADIX_BACKEND, config_of
+from sglang_vericache.host_tier import switch_on
 from sglang_vericache.support import validate_model, validate_server
 
 
@@ -85,6 +86,8 @@ class VeriCacheAlgorithm(CustomSpecAlgo):
         server_args.speculative_eagle_topk = 1
         server_args.speculative_num_draft_tokens = config.verify_width
         server_args.radix_cache_backend = RADIX_BACKEND
+        if config.offload != OFF:
+            switch_on(server_args, config)
 
 
 def validate(server_args: Any) -> None:
@@ -123,8 +126,11 @@ def register() -> None:
     def create_cache(context: Any):
         from sglang.srt.mem_cache.registry import create_unified_radix_cache
 
+        from sglang_vericache.cpu import engine, host_pool
         from sglang_vericache.tree.cache import VeriRadixCache
 
+        if context.enable_hierarchical_cache and engine.in_use():
+            host_pool.supply()
         return create_unified_radix_cache(context, cache_class=VeriRadixCache)
 
     register_radix_cache_backend(RADIX_BACKEND, create_cache)

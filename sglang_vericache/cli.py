@@ -1,4 +1,4 @@
-"""Commands beside the server: check, compressors, cpu-env, demo, bench."""
+"""Commands beside the server: check, compressors, cpu-env, demo, plan, bench."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def main(argv: list[str] | None = None) -> int:
     command = commands.add_parser("demo", help="compare a small model with and without the flag")
     command.add_argument("--json", metavar="FILE", help="write all records to FILE")
     command.set_defaults(run=demo)
+    from sglang_vericache.forecast import report
+
+    command = commands.add_parser("plan", help=report.HELP)
+    report.add_arguments(command)
+    command.set_defaults(run=report.run)
     commands.add_parser("bench", help="compare speed with and without the flag, from a checkout")
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["bench"]:  # whose options are the benchmark's own

@@ -15,6 +15,8 @@ RECENT_TOKENS = 64
 
 # Names of kernels.formats.FORMATS, which importing would bring torch with it.
 HORIZON_POLICIES = ("auto", "adaptive", "fixed")
+OFF, AUTO, ALWAYS = "off", "auto", "always"
+OFFLOAD_CHOICES = (OFF, AUTO, ALWAYS)
 DRAFT_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8_e4m3", "int4")
 
 _MEMORY_UNITS = {"": 1 << 30, "GIB": 1 << 30, "MIB": 1 << 20, "KIB": 1 << 10}
@@ -85,6 +87,10 @@ class VeriCacheConfig:
         min_context_tokens: shorter contexts are decoded plainly.
         stagger_groups: the running requests take turns verifying in this many groups.
         fold_tail_tokens: a tail longer than this is folded into a span.
+        offload: "auto" lets the full KV of running requests leave the GPU where memory is short and
+            that promises more tokens a second, "always" wherever memory is short.
+        host_memory_bytes: size of the host pool; None means sized from what is free.
+        loader_watch: address at which another process may listen to the loader's messages.
         verify_chunk_rows: rows of logits that exist at a time during a verify pass.
         sources: (field, where its value came from); empty for a config made in code.
     """
@@ -100,6 +106,9 @@ class VeriCacheConfig:
     min_context_tokens: int = 512
     stagger_groups: int = 1
     fold_tail_tokens: int = 256
+    offload: str = OFF
+    host_memory_bytes: int | None = None
+    loader_watch: str | None = None
     verify_chunk_rows: int = 512
     sources: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)
 
@@ -120,6 +129,21 @@ class VeriCacheConfig:
         _at_least("--vericache-stagger", self.stagger_groups, 1)
         _at_least("--vericache-fold-tail", self.fold_tail_tokens, RECENT_TOKENS + 1)
         _at_least("--vericache-draft-memory", self.draft_memory_bytes, 1)
+        _at_least("--vericache-host-memory", self.host_memory_bytes, 1)
+        if self.loader_watch is not None and not self.loader_watch.startswith("ipc:///"):
+            raise VeriCacheConfigError(
+                f"--vericache-loader-watch {self.loader_watch!r} is not an address of this "
+                "machine. Accepted: ipc:// and an absolute path, for example "
+                "ipc:///run/vericache-loader."
+            )
+        for flag, value in (
+            ("--vericache-host-memory", self.host_memory_bytes),
+            ("--vericache-loader-watch", self.loader_watch),
+        ):
+            if value is not None and self.offload == OFF:
+                raise VeriCacheConfigError(
+                    f"{flag} has no effect without --vericache-offload auto: add it."
+                )
         _at_least("verify_chunk_rows", self.verify_chunk_rows, 1)
 
     @property

@@ -15,6 +15,7 @@ from typing import Any
 from sglang_vericache.config import (
     DRAFT_DTYPES,
     HORIZON_POLICIES,
+    OFFLOAD_CHOICES,
     CompressorSpec,
     VeriCacheConfig,
     VeriCacheConfigError,
@@ -157,6 +158,31 @@ FLAGS: tuple[Flag, ...] = (
         "vericache_fold_tail",
         "fold_tail_tokens",
         "Generated tokens kept uncompressed before the older ones are compressed (default 256).",
+    ),
+    Flag(
+        "vericache_offload",
+        "offload",
+        _one_of("vericache_offload", OFFLOAD_CHOICES),
+        "|".join(OFFLOAD_CHOICES),
+        "Keep every full cache on the host as well, and let running requests leave the GPU between "
+        "their verifications where memory is short, so that more run: where that promises more "
+        "tokens a second, or always (default off).",
+    ),
+    Flag(
+        "vericache_host_memory",
+        "host_memory_bytes",
+        lambda value: parse_memory("--vericache-host-memory", value),
+        "SIZE",
+        "Host memory for the full caches, in GiB or with a unit (512MiB); by default sized from "
+        "the KV pool and what is free.",
+    ),
+    Flag(
+        "vericache_loader_watch",
+        "loader_watch",
+        str,
+        "ipc:///PATH",
+        "Publish the messages to and from the loader thread at PATH.scheduler and PATH.loader, for "
+        "another process to watch.",
     ),
 )
 

@@ -160,6 +160,38 @@ class DraftCounters:
 
 
 @dataclass(frozen=True)
+class OffloadNumbers:
+    """The full KV of running requests leaving the device and coming back; all 0 where it stays.
+
+    Attributes:
+        active: it may leave: there is a host tier, and the loader thread lives.
+        attached, detached, fetching: running requests by where their full KV is.
+        waiting: of those, the ones that have drafted all they may.
+        detachments, attachments: moves so far.
+        fetches, fetched_tokens, fetched_bytes: that arrived.
+        fetch_seconds: that the copies took, one after the other.
+        failed: copies that were repeated.
+        late: copies that the scheduler made itself because the loader did not.
+        cancelled: fetches withdrawn before they began.
+    """
+
+    active: bool = False
+    attached: int = 0
+    detached: int = 0
+    fetching: int = 0
+    waiting: int = 0
+    detachments: int = 0
+    attachments: int = 0
+    fetches: int = 0
+    fetched_tokens: int = 0
+    fetched_bytes: int = 0
+    fetch_seconds: float = 0.0
+    failed: int = 0
+    late: int = 0
+    cancelled: int = 0
+
+
+@dataclass(frozen=True)
 class Numbers:
     """Everything that the metrics endpoint shows of one worker.
 
@@ -175,6 +207,7 @@ class Numbers:
     pool_used_tokens: int
     pool_tokens: int
     phase_seconds: Mapping[str, float]
+    offload: OffloadNumbers = OffloadNumbers()
 
 
 _REQUEST_ATTRIBUTE = "vericache_counters"

@@ -8,7 +8,7 @@ from typing import Any
 from sglang.srt.managers.scheduler_components.metrics_reporter import SchedulerMetricsReporter
 
 from sglang_vericache.flags import config_of
-from sglang_vericache.metrics import DraftCounters, Numbers, SpanCounters
+from sglang_vericache.metrics import DraftCounters, Numbers, OffloadNumbers, SpanCounters
 from sglang_vericache.prometheus import PrometheusExporter
 
 # Between requests only the pool and the spans change; SGLang's idle loop spins.
@@ -73,4 +73,5 @@ def numbers_of(worker: Any) -> Numbers:
         pool_used_tokens=worker.pool.allocator.used,
         pool_tokens=worker.pool.allocator.total,
         phase_seconds=worker.phases.seconds,
+        offload=worker.rotation.numbers() if started else OffloadNumbers(),
     )

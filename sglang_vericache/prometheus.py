@@ -127,6 +127,63 @@ METRICS = (
         lambda n: n.phase_seconds,
         label="phase",
     ),
+    Metric(
+        "offload_active",
+        "gauge",
+        "1 while the full KV of running requests may leave the GPU (--vericache-offload, enough "
+        "host memory, a living loader thread).",
+        lambda n: int(n.offload.active),
+    ),
+    Metric(
+        "offload_attached_requests",
+        "gauge",
+        "Running requests whose full KV is locked on the GPU.",
+        lambda n: n.offload.attached,
+    ),
+    Metric(
+        "offload_detached_requests",
+        "gauge",
+        "Running requests whose full KV may leave the GPU, or is on its way back.",
+        lambda n: n.offload.detached + n.offload.fetching,
+    ),
+    Metric(
+        "offload_waiting_verifies",
+        "gauge",
+        "Requests that have drafted all they may and wait for their full KV.",
+        lambda n: n.offload.waiting,
+    ),
+    Metric(
+        "offload_moves_total",
+        "counter",
+        "Times that the full KV of a running request was released, or was there again.",
+        lambda n: {"detach": n.offload.detachments, "attach": n.offload.attachments},
+        label="move",
+    ),
+    Metric(
+        "offload_fetches_total",
+        "counter",
+        "Fetches of full KV by their end: arrived (all that did), failed (copied a second time), "
+        "late (copied by the scheduler instead of the loader), cancelled.",
+        lambda n: {
+            "arrived": n.offload.fetches,
+            "failed": n.offload.failed,
+            "late": n.offload.late,
+            "cancelled": n.offload.cancelled,
+        },
+        label="end",
+    ),
+    Metric(
+        "offload_fetched_bytes_total",
+        "counter",
+        "Bytes of full KV that were fetched from the host.",
+        lambda n: n.offload.fetched_bytes,
+    ),
+    Metric(
+        "offload_fetch_seconds_total",
+        "counter",
+        "Seconds in which full KV was being copied from the host: its rate is the link's use.",
+        lambda n: n.offload.fetch_seconds,
+    ),
     Metric("drafting", "gauge", "1 while drafting is switched on.", lambda n: int(n.drafting)),
 )
 

@@ -39,6 +39,7 @@ from sglang_vericache.rounds.pace import Choice, create_pace, horizons_up_to
 from sglang_vericache.rounds.policy import Candidate, RoundPlan, plan_step
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.requests import RunningRequests
+from sglang_vericache.rounds.rotation import create_rotation
 from sglang_vericache.rounds.view_keeper import ViewKeeper
 from sglang_vericache.support import END_OF_OUTPUT, draft_obstacle, validate_layers
 from sglang_vericache.tree.view_builder import FullKV, ViewBuilder
@@ -152,6 +153,9 @@ class VeriCacheWorker(BaseSpecWorker):
             self.config, self.views, self.tree_cache, self.capture, self.pace, self.phases
         )
         self.tree_cache.listener = self.requests
+        self.rotation = create_rotation(
+            self.config, self.tree_cache, self.full.row_table, self.token_to_kv_pool_allocator
+        )
         logger.info("vericache active: %s", self.status())
 
     # A scheduler step.
@@ -168,6 +172,7 @@ class VeriCacheWorker(BaseSpecWorker):
     def _extend(self, batch: ScheduleBatch, on_publish) -> GenerationBatchResult:
         self.pace.interrupt()
         mark_scoring(batch)
+        self.rotation.before_extend(batch)
         with self.capture.during(self._capture_ranges(batch)):
             result = self.target_worker.forward_batch_generation(batch)
         result.new_seq_lens = batch.seq_lens
@@ -195,9 +200,11 @@ class VeriCacheWorker(BaseSpecWorker):
         reasons = self.keeper.prepare(
             batch.reqs, states, committed, choice if self.drafting else None
         )
+        self.rotation.step(batch.reqs, states, committed)
         plan = self._plan(batch, states, reasons, committed, choice)
+        self.rotation.check(batch.reqs, states, plan)
         plain_steps = self._plain_steps(plan, states, committed, choice)
-        self.pace.planned(plain_steps if plan.only_plain else 0, plan.ends_round)
+        self.pace.planned(plain_steps if plan.only_plain and plan.plain else 0, plan.ends_round)
         account = StepAccount(states, committed, reasons, plan, plain_steps)
 
         # SGLang's own path sets this in TpModelWorker; ours goes past it to the model runner.
@@ -234,11 +241,12 @@ class VeriCacheWorker(BaseSpecWorker):
             # Not from output_ids, which trail by a step under overlap scheduling.
             produced = committed[i] + 1 - len(req.origin_input_ids)
             remaining = req.sampling_params.max_new_tokens - produced
-            most = min(state.horizon, choice.horizon)
+            most = state.horizon if state.rotates else min(state.horizon, choice.horizon)
             room = min(most, remaining - 1, self.max_position - committed[i])
             if reasons[i] is None and room <= 0:
                 reasons[i] = END_OF_OUTPUT
-            candidates.append(Candidate(i, reasons[i] is None, state.drafted, room, state.group))
+            drafts, full, rotates = reasons[i] is None, state.full, state.rotates
+            candidates.append(Candidate(i, drafts, state.drafted, room, state.group, full, rotates))
         self._step += 1
         groups = self.config.stagger_groups
         return plan_step(candidates, self._step, choice.horizon, groups, choice.share)
@@ -251,7 +259,11 @@ class VeriCacheWorker(BaseSpecWorker):
         choice: Choice,
     ) -> int:
         """Tokens to decode plainly in this step, one after the other."""
-        if not plan.only_plain or any(states[i].token_by_token for i in plan.plain):
+        if (
+            not plan.plain
+            or not plan.only_plain
+            or any(states[i].token_by_token for i in plan.plain)
+        ):
             return 1
         # The rotary embedding and the row end with the context.
         room = self.max_position + 1 - max(committed[i] for i in plan.plain)
@@ -357,6 +369,7 @@ class VeriCacheWorker(BaseSpecWorker):
             return status
         return status | {
             "spans": self.tree_cache.spans.describe(),
+            "offload": vars(self.rotation.numbers()),
             "requests": len(self.requests),
             "totals": self.requests.total.describe(self.row_bytes)
             | {"draft_rows_limit_exceeded": self.requests.total.draft_rows_limit_exceeded},

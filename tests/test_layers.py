@@ -20,6 +20,7 @@ LONGEST_FILE = 400
 # From the bottom up; rooms of one line may import each other.
 ORDER = (
     {"kernels"},
+    {"loader"},
     {"compressors"},
     {"pool"},
     {"tree"},
@@ -36,7 +37,15 @@ FREE_OF_SGLANG = (
     *("phase_clock.py", "prometheus.py"),
     *("pool/allocator.py", "pool/rows.py", "pool/span.py", "pool/sizing.py"),
     *("tree/view_plan.py", "tree/span_table.py", "tree/view.py", "tree/view_builder.py"),
-    *("rounds/policy.py", "rounds/controller.py", "rounds/pace.py", "rounds/stagger.py"),
+    *("loader", "forecast", "tree/residency.py"),
+    *(
+        "rounds/policy.py",
+        "rounds/controller.py",
+        "rounds/pace.py",
+        "rounds/stagger.py",
+        "rounds/step_watch.py",
+        "rounds/rotation.py",
+    ),
     *("verify/accept.py", "verify/token_picker.py"),
 )
 

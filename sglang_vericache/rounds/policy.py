@@ -18,6 +18,9 @@ class Candidate:
         room: most tokens it may have drafted before the next one: the horizon, less near the end
             of its output or of the context.
         group: whose turn it verifies in.
+        full: its full KV can be read now; else it drafts, and accepts nothing.
+        rotates: its full KV is to leave again: it is verified as soon as it has drafted all it
+            may, whatever round the others are in.
     """
 
     index: int
@@ -25,6 +28,8 @@ class Candidate:
     drafted: int
     room: int
     group: int
+    full: bool = True
+    rotates: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,20 +41,17 @@ class RoundPlan:
             SGLang counts penalties once a step.
         draft: (index, tokens to draft now).
         verify: (index, tokens drafted by then); the others that draft accept nothing.
+        ends_round: nothing drafted is left unverified by it, of those that do not rotate.
     """
 
     plain: tuple[int, ...]
     draft: tuple[tuple[int, int], ...]
     verify: tuple[tuple[int, int], ...]
+    ends_round: bool = True
 
     @property
     def only_plain(self) -> bool:
         return not self.draft and not self.verify
-
-    @property
-    def ends_round(self) -> bool:
-        """Nothing drafted is left unverified by it."""
-        return bool(self.verify) or not self.draft
 
 
 def plan_step(
@@ -76,13 +78,21 @@ def plan_step(
     plain: list[int] = []
     draft: list[tuple[int, int]] = []
     drafting: list[tuple[Candidate, int]] = []
+    rotating: list[tuple[int, int]] = []
     for candidate in candidates:
         if not candidate.drafts or candidate.room <= 0:
-            plain.append(candidate.index)
+            if candidate.full:
+                plain.append(candidate.index)
             continue
-        count = min(share, candidate.room - candidate.drafted)
+        most = max(share, 1) if candidate.rotates else share
+        count = min(most, candidate.room - candidate.drafted)
         if count > 0:
             draft.append((candidate.index, count))
+        if candidate.rotates or not candidate.full:
+            drafted = candidate.drafted + max(count, 0)
+            if candidate.full and drafted >= candidate.room:
+                rotating.append((candidate.index, drafted))
+            continue
         drafting.append((candidate, candidate.drafted + max(count, 0)))
     if groups == 1:
         furthest = max((drafted for _, drafted in drafting), default=0)
@@ -90,6 +100,8 @@ def plan_step(
         verify = [] if goes_on else [(c.index, d) for c, d in drafting]
     else:
         verify = [(c.index, d) for c, d in drafting if step % groups == c.group]
-    if not plain and not draft and not verify:
+    if not plain and not draft and not verify and not rotating:
         verify = [(c.index, d) for c, d in drafting]  # nobody would move
-    return RoundPlan(tuple(plain), tuple(draft), tuple(verify))
+    drafts = {index for index, _ in draft}
+    goes_on = not verify and any(c.index in drafts for c, _ in drafting)
+    return RoundPlan(tuple(plain), tuple(draft), (*verify, *rotating), not goes_on)

@@ -28,6 +28,8 @@ class RequestState:
         budget: for its draft view.
         last_yield, last_reason: tokens of its last round, or of its last plain steps and why
             they were plain.
+        full: its row names its whole full KV; else that is detached, or on its way.
+        rotates: it is not among those that stay attached.
         memory_generation: count of frees when memory was last refused; asked again only after
             something was freed.
     """
@@ -46,4 +48,6 @@ class RequestState:
     last_yield: int = 0
     last_reason: str | None = None
     token_by_token: bool = False
+    full: bool = True
+    rotates: bool = False
     memory_generation: int = -1

@@ -12,6 +12,7 @@ from sglang_vericache.rounds.pace import Choice, Pace
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.support import (
     AWAITS_CHECKPOINT,
+    AWAITS_FULL_KV,
     NO_DRAFT_MEMORY,
     PLAIN_IS_FASTER,
     SHORT_CONTEXT,
@@ -78,6 +79,7 @@ class ViewKeeper:
             for state, length in zip(states, committed, strict=True)
             if state.view is not None
             and state.drafted == 0
+            and state.full
             and state.view.tail_tokens(length) > limit
         ]
         if not long:
@@ -97,8 +99,12 @@ class ViewKeeper:
         if choice is None:
             return SWITCHED_OFF
         plain = choice.horizon == PLAIN
+        if state.rotates and state.view is not None:
+            plain = False  # what drafting costs is not what limits it
         if plain and choice.lasting:
             self.close(state)
+        if state.view is None and not state.full:
+            return AWAITS_FULL_KV
         if state.view is None:
             return PLAIN_IS_FASTER if plain else self._open(req, state, committed)
         if not self._reserve(state.view, committed):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
 from sglang_vericache.metrics import SpanCounters
+from sglang_vericache.tree.residency import Residency
 from sglang_vericache.tree.span_table import SpanTable
 from sglang_vericache.tree.view_plan import PathNode, SpanInfo
 
@@ -22,6 +24,24 @@ class RequestListener(Protocol):
         """The request gives its row back: it finished, was aborted or retracted."""
 
 
+class Rotation(Protocol):
+    """Who detaches running requests."""
+
+    residency: Residency
+
+    def poll(self) -> None:
+        """Called between steps, and while nothing runs."""
+
+    def may_admit(self, req: Req, remaining: int, growth: int) -> bool:
+        """See `VeriRadixCache.may_admit`."""
+
+    def was_refused(self, shortage: int) -> None:
+        """See `VeriRadixCache.on_refusal`."""
+
+    def is_sound(self, reqs: Sequence[Req]) -> bool:
+        """See `VeriRadixCache.may_decode`."""
+
+
 class VeriRadixCache(UnifiedRadixCache):
     """UnifiedRadixCache whose nodes can own spans."""
 
@@ -29,6 +49,7 @@ class VeriRadixCache(UnifiedRadixCache):
         # super().__init__ resets the tree, and the reset clears the table.
         self.spans = SpanTable(SpanCounters())
         self.listener: RequestListener | None = None
+        self.rotation: Rotation | None = None
         super().__init__(params)
 
     def path_of(self, req: Req) -> tuple[PathNode, ...]:
@@ -60,6 +81,8 @@ class VeriRadixCache(UnifiedRadixCache):
     # A request's life, as release_kv_cache and checkpoint_kv_cache drive it.
 
     def checkpoint_into_tree(self, req: Req, *, up_to: int, **kwargs) -> None:
+        if self.rotation is not None and not self.rotation.residency.fill_for_checkpoint(req):
+            return  # what it generated is not kept: bringing its path back would cost more
         super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
         if self.listener is not None:
             self.listener.on_checkpoint(req, self.path_of(req))
@@ -67,6 +90,8 @@ class VeriRadixCache(UnifiedRadixCache):
     def on_release(self, req: Req, *, checkpointed: bool) -> None:
         if self.listener is not None:
             self.listener.on_release(req)
+        if self.rotation is not None:
+            self.rotation.residency.release(req)
         super().on_release(req, checkpointed=checkpointed)
 
     def claim_kv_row(self, req: Req) -> bool:
@@ -75,6 +100,29 @@ class VeriRadixCache(UnifiedRadixCache):
             # A streaming session keeps the row; release_kv_cache returns before on_release.
             self.listener.on_release(req)
         return claimed
+
+    # What SGLang's scheduler asks: by hooks/pool_room.py, or itself where it is patched.
+
+    def may_admit(self, req: Req, remaining_tokens: int, growth_tokens: int) -> bool:
+        """Whether one more request may be admitted, as far as the cache knows better.
+
+        Args:
+            remaining_tokens: what the scheduler has left to admit.
+            growth_tokens: what the request may take beside its prompt.
+        """
+        rotation = self.rotation
+        return rotation is None or rotation.may_admit(req, remaining_tokens, growth_tokens)
+
+    def on_refusal(self, shortage_tokens: int) -> bool:
+        """The scheduler refused a request for want of so many tokens. True when asking again may
+        help although no request has left."""
+        if self.rotation is not None:
+            self.rotation.was_refused(shortage_tokens)
+        return self.rotation is not None
+
+    def may_decode(self, reqs: Sequence[Req]) -> bool:
+        """Whether these requests can go on together; some are retracted otherwise."""
+        return self.rotation is None or self.rotation.is_sound(reqs)
 
     # A node's end. Evicted and backed up on the host, it lives on and keeps its span.
 
@@ -89,7 +137,14 @@ class VeriRadixCache(UnifiedRadixCache):
             self._drop_if_gone(node)
         return dropped
 
+    def check_hicache_events(self) -> None:
+        super().check_hicache_events()
+        if self.rotation is not None:
+            self.rotation.poll()
+
     def _reset_full(self) -> None:
+        if self.rotation is not None:
+            self.rotation.residency.drain()
         super()._reset_full()
         self.spans.clear()
 

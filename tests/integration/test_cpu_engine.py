@@ -15,16 +15,17 @@ from sglang_vericache.cpu import engine
 HERE = Path(__file__).resolve().parent
 FILES = [p for p in sorted(HERE.glob("test_*.py")) if "\ncpu_engine.required()\n" in p.read_text()]
 # Importing SGLang takes about ten seconds of an idle core; this leaves room for a busy machine.
-TIMEOUT_S = 300
+TIMEOUT_S = 420
 
 
 @pytest.mark.skipif(engine.in_use(), reason="this process has the CPU engine itself")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the stand-in refuses machines with a GPU")
-def test_files_that_need_the_engine():
+@pytest.mark.parametrize("marked", ["not long", pytest.param("long", marks=pytest.mark.long)])
+def test_files_that_need_the_engine(marked):
     """Catches files that are skipped everywhere: here they must run, every test of them."""
     assert FILES
     # -P: the checkout's `kernels` folder must not hide the distribution of that name.
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked]
     done = subprocess.run(
         [*command, *map(str, FILES)],
         env=engine.environment(dict(os.environ)),

@@ -169,3 +169,17 @@ def test_describe_is_plain():
     assert described["compressor"] == "snapkv:window=32"
     assert described["keep_ratio"] == 0.2
     assert described.keys() == {field.name for field in dataclasses.fields(config)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"host_memory_bytes": 1 << 30}, "--vericache-host-memory has no effect without"),
+        ({"loader_watch": "ipc:///run/x"}, "--vericache-loader-watch has no effect without"),
+        ({"offload": "auto", "loader_watch": "tcp://*:5"}, "is not an address of this machine"),
+        ({"offload": "auto", "host_memory_bytes": 0}, "the least accepted is 1"),
+    ],
+)
+def test_offloading_that_cannot_be(settings, sentence):
+    with pytest.raises(VeriCacheConfigError, match=sentence):
+        VeriCacheConfig(**settings)

@@ -192,3 +192,51 @@ def test_a_batch_in_several_steps(share, seed):
                 r["left"] -= rng.randint(1, r["drafted"] + 1)
                 r["drafted"], r["since"] = 0, step
             assert step - r["since"] <= -(-HORIZON // share), "waits longer than a round"
+
+
+# Requests whose full KV is away
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("seed", range(50))
+def test_who_is_away_only_drafts(seed, groups):
+    """Property: nothing is read that is not there; who is away drafts up to its room and no
+    further, and who rotates is verified as soon as it is there with all it may have drafted."""
+    rng = random.Random(seed)
+    who = []
+    for i in range(rng.randint(1, 9)):
+        room = rng.randint(0, HORIZON)
+        drafted = rng.randint(0, room)
+        full, rotates = rng.random() < 0.5, rng.random() < 0.6
+        who.append(
+            Candidate(i, rng.random() < 0.8, drafted, room, i % groups, full, rotates or not full)
+        )
+    plan = plan_step(who, seed, HORIZON, groups, rng.choice([None, 0, 1, 3]))
+    drafts, verified = dict(plan.draft), dict(plan.verify)
+    for c in who:
+        drafted = c.drafted + drafts.get(c.index, 0)
+        assert drafted <= max(c.room, c.drafted)
+        if not c.full:
+            assert c.index not in plan.plain and c.index not in verified
+            assert not c.drafts or c.room == c.drafted or drafts[c.index] > 0
+        elif c.rotates and c.drafts and c.room:
+            assert (c.index in verified) == (drafted >= c.room)
+            assert c.index not in plan.plain
+    assert all(tokens == who[i].drafted + drafts.get(i, 0) for i, tokens in plan.verify)
+
+
+def test_rotation_does_not_end_the_others_round():
+    """Catches a round of those who stay that is timed as over because somebody rotating was
+    verified."""
+    stays = Candidate(0, True, 2, HORIZON, 0)
+    rotates = Candidate(1, True, HORIZON, HORIZON, 0, True, True)
+    plan = plan_step([stays, rotates], 0, HORIZON, 1, 2)
+    assert plan.verify == ((1, HORIZON),) and not plan.ends_round
+    assert plan_step([rotates], 0, HORIZON, 1, 2).ends_round
+
+
+def test_nobody_can_do_anything():
+    """Everybody has drafted all it may, and is away."""
+    away = Candidate(0, True, HORIZON, HORIZON, 0, False, True)
+    plan = plan_step([away], 0, HORIZON, 1)
+    assert (plan.plain, plan.draft, plan.verify) == ((), (), ())

@@ -65,6 +65,9 @@ def test_every_setting_has_its_twins(write):
         "min_context": "77",
         "stagger": "2",
         "fold_tail": "99",
+        "offload": "auto",
+        "host_memory": "2GiB",
+        "loader_watch": "ipc:///run/loader",
     }
     others = {key_of(flag.name) for flag in FLAGS} - values.keys() - {"keep_tokens"}
     assert not others, "new settings belong into this test"

@@ -1,0 +1,1 @@
+"""What a model gains on a card, by arithmetic: no GPU, no SGLang."""

@@ -1,0 +1,1 @@
+"""The loader thread: copies full KV from the host to the device, and does nothing else."""

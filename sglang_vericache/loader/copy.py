@@ -1,0 +1,142 @@
+"""How bytes get from the host pool to the device pool. Allocates nothing on the device."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sglang_vericache.loader.job import Job
+
+# Slices shorter than this on average are not worth a copy each: rows are gathered instead.
+LEAST_RUN = 64
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive host rows that become consecutive device rows."""
+
+    host: int
+    device: int
+    count: int
+
+
+def runs_of(host_slots: torch.Tensor, device_slots: torch.Tensor) -> list[Run]:
+    """The fewest runs that copy every row.
+
+    Args:
+        host_slots, device_slots: ``[n]`` int64 on the host.
+    """
+    count = host_slots.numel()
+    if count == 0:
+        return []
+    breaks = ((host_slots.diff() != 1) | (device_slots.diff() != 1)).nonzero().flatten() + 1
+    edges = [0, *breaks.tolist(), count]
+    hosts, devices = host_slots.tolist(), device_slots.tolist()
+    return [Run(hosts[a], devices[a], b - a) for a, b in itertools.pairwise(edges)]
+
+
+class PlainCopier:
+    """Copies on the host, at once: for SGLang's CPU engine and for tests.
+
+    Args:
+        host, device: layer by layer, ``[S, H, D]`` and ``[T, H, D]``; keys and values alike.
+    """
+
+    def __init__(self, host: Sequence[torch.Tensor], device: Sequence[torch.Tensor]) -> None:
+        self._layers = list(zip(host, device, strict=True))
+
+    def enter(self) -> None:
+        pass
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            began = time.perf_counter()
+            for source, target in self._layers:
+                target[job.device_slots] = source[job.host_slots]
+            job.seconds = time.perf_counter() - began
+
+    def arrived(self, job: Job) -> bool:
+        return True
+
+    def bytes_of(self, job: Job) -> int:
+        return sum(source[0].nbytes for source, _ in self._layers) * job.tokens
+
+
+def _event() -> Any:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+class StreamCopier:
+    """Copies on a CUDA stream of its own, from pinned memory, in slices as large as they come.
+
+    Args:
+        host: layer by layer, ``[S, H, D]`` pinned; keys and values alike.
+        device: layer by layer, ``[T, H, D]``.
+        gather: copies rows that lie scattered, (host slots, device slots) on the current
+            stream; by default one index copy a layer by way of pageable memory.
+    """
+
+    def __init__(
+        self,
+        host: Sequence[torch.Tensor],
+        device: Sequence[torch.Tensor],
+        gather: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
+    ) -> None:
+        self._layers = list(zip(host, device, strict=True))
+        self._device = device[0].device
+        self._gather = gather or self._gather_by_index
+        self._began: dict[int, Any] = {}
+
+    def enter(self) -> None:
+        torch.cuda.set_device(self._device)
+        self._stream: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        try:
+            with torch.cuda.stream(self._stream):
+                for job in jobs:
+                    self._submit(job)
+        except Exception:
+            self._stream.synchronize()  # nothing may write after we say that it failed
+            raise
+
+    def _submit(self, job: Job) -> None:
+        for event in job.after:
+            self._stream.wait_event(event)
+        device_slots = job.device_slots.cpu()  # waits for this stream only
+        host_slots = job.host_slots.cpu()
+        began = self._began[job.number] = _event()
+        began.record()
+        runs = runs_of(host_slots, device_slots)
+        if len(runs) * LEAST_RUN <= job.tokens:
+            self._copy_runs(runs)
+        else:
+            self._gather(host_slots, job.device_slots)
+        arrived = _event()
+        arrived.record()
+        job.device_slots.record_stream(self._stream)
+        job.arrived = arrived
+
+    def _copy_runs(self, runs: Sequence[Run]) -> None:
+        for source, target in self._layers:
+            for run in runs:
+                rows = source[run.host : run.host + run.count]
+                target[run.device : run.device + run.count].copy_(rows, non_blocking=True)
+
+    def _gather_by_index(self, host_slots: torch.Tensor, device_slots: torch.Tensor) -> None:
+        for source, target in self._layers:
+            target[device_slots] = source[host_slots].to(target.device)
+
+    def arrived(self, job: Job) -> bool:
+        if not job.arrived.query():
+            return False
+        job.seconds = self._began.pop(job.number).elapsed_time(job.arrived) / 1e3
+        return True
+
+    def bytes_of(self, job: Job) -> int:
+        return sum(source[0].nbytes for source, _ in self._layers) * job.tokens

@@ -1,0 +1,348 @@
+"""Detaching, fetching and attaching of running requests, step by step.
+
+The planner decides, the residency moves, the loader copies; this tells them what the batch is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sglang_vericache.config import AUTO, OFF, VeriCacheConfig
+from sglang_vericache.loader.client import LoaderClient
+from sglang_vericache.loader.copy import PlainCopier, StreamCopier
+from sglang_vericache.loader.planner import (
+    STAGED_PATHS,
+    Costs,
+    Memory,
+    Place,
+    Runner,
+    is_sound,
+    plan_moves,
+)
+from sglang_vericache.metrics import OffloadNumbers
+from sglang_vericache.rounds.policy import RoundPlan
+from sglang_vericache.rounds.request_state import RequestState
+from sglang_vericache.rounds.step_watch import StepWatch
+from sglang_vericache.tree.residency import Residency, Seat
+
+logger = logging.getLogger(__name__)
+
+# Nobody is admitted while so many requests have drafted all they may and wait for their fetch:
+# the link is what limits them, and one more would only wait with them.
+MOST_IDLE = 4
+# A request whose copy on the host is not complete is not asked again for so many steps.
+INCOMPLETE_STEPS = 8
+# A step in which nobody can do anything waits this long for the next arrival.
+IDLE_WAIT_S = 0.005
+# Bytes/s of the link until the first fetch has told: PCIe 4 with 16 lanes.
+ASSUMED_LINK_RATE = 20e9
+
+
+@dataclass
+class RotationCounters:
+    """
+    Attributes:
+        detached, attached: moves so far.
+        no_room: fetches put off because the pool had no room after all.
+    """
+
+    detached: int = 0
+    attached: int = 0
+    no_room: int = 0
+
+
+class Rotation:
+    """Of one worker.
+
+    Args:
+        verify_width: main slots that a request may take in a step.
+        push_tokens: of what a rotating request has generated, to be given to the tree at a time.
+        watch: measures whether rotation pays; None rotates whenever memory is short.
+    """
+
+    def __init__(
+        self,
+        residency: Residency,
+        allocator: Any,
+        verify_width: int,
+        push_tokens: int,
+        watch: StepWatch | None = None,
+    ) -> None:
+        self.residency, self.allocator = residency, allocator
+        self.verify_width, self.push_tokens = verify_width, push_tokens
+        self.watch = watch
+        self.counters = RotationCounters()
+        self._step = 0
+        self._wanted = 0
+        self._prefill_rest = 0
+        self._idle = 0
+        self._looked_at = -1
+        self._pays = True
+
+    # Asked by the worker
+
+    def before_extend(self, batch: Any) -> None:
+        """A prefill is about to run."""
+        if self.watch is not None:
+            self.watch.interrupt()
+        chunked = batch.chunked_req
+        rest = 0 if chunked is None else len(chunked.full_untruncated_fill_ids) - chunked.extend_end
+        self._prefill_rest = max(rest, 0)
+        self.residency.changes += 1
+        nodes = [req.last_node for req in batch.reqs if req.session is None]
+        self.residency.wait_for_prefill([node for node in nodes if node is not None])
+
+    def step(
+        self, reqs: Sequence[Any], states: Sequence[RequestState], committed: Sequence[int]
+    ) -> None:
+        """Move requests before a decode step is planned; ``full`` and ``rotates`` of the states
+        say where they are then.
+
+        Args:
+            committed: tokens of each request whose KV is computed.
+        """
+        self._step += 1
+        live = [
+            (r, s, n)
+            for r, s, n in zip(reqs, states, committed, strict=True)
+            # The row of a session outlives its request, and belongs to the session.
+            if not s.released and r.session is None
+        ]
+        seats = [self.residency.seat_of(req) for req, _, _ in live]
+        self.counters.attached += len(self.residency.arrive(self._step))
+        # The reserve of the coming step; of the one after that too, where requests come and go.
+        reserve = self.verify_width * len(live) * (2 if self._pays else 1) + self._prefill_rest
+        rotating: frozenset[str] = frozenset()
+        at_rest = all(seat.place is Place.ATTACHED for seat in seats)
+        if not at_rest or self._wanted or self.free < reserve:
+            rotating = self._move(seats, live, reserve)
+        for seat, (_, state, _) in zip(seats, live, strict=True):
+            state.full = seat.place is Place.ATTACHED
+            state.rotates = seat.req.rid in rotating
+
+    def _move(
+        self, seats: Sequence[Seat], live: Sequence[tuple[Any, RequestState, int]], reserve: int
+    ) -> frozenset[str]:
+        """Plan and carry out; ids of those that do not stay attached."""
+        if self._looked_at != self.residency.changes:
+            self._looked_at = self.residency.changes
+            for seat in seats:
+                self.residency.look_at_path(seat)
+        for seat, (_, state, _) in zip(seats, live, strict=True):
+            if self._is_long(seat, state):
+                self.residency.push(seat)
+        runners = [
+            self._runner(seat, state, length)
+            for seat, (_, state, length) in zip(seats, live, strict=True)
+        ]
+        costs = self._costs(runners)
+        self._pays = costs is None or costs.pays
+        memory = Memory(self.free, reserve, self._wanted if self._pays else 0)
+        self._wanted = 0
+        alive = self.residency.loader.alive
+        staged = STAGED_PATHS if costs is None else costs.staged
+        moves = plan_moves(runners, memory, alive, staged)
+        by_rid = {seat.req.rid: seat for seat in seats}
+        all_went = True
+        for rid in moves.detach:
+            if self.residency.is_complete(by_rid[rid]):
+                self.residency.detach(by_rid[rid], self._step)
+                self.counters.detached += 1
+            else:
+                # Its copy to the host is under way, or found no room there.
+                all_went, by_rid[rid].stays_until = False, self._step + INCOMPLETE_STEPS
+        for rid in moves.fetch:
+            # What the planner has counted on is not there; and nobody overtakes.
+            if not all_went or not self.residency.order(by_rid[rid]):
+                self.counters.no_room += 1
+                break
+        # What was there already is attached at once.
+        self.counters.attached += len(self.residency.arrive(self._step))
+        return moves.rotating
+
+    def check(self, reqs: Sequence[Any], states: Sequence[RequestState], plan: RoundPlan) -> None:
+        """Assert that all that is about to be read is there; a step without work waits for the
+        next arrival."""
+        for i in (*plan.plain, *(i for i, _ in plan.verify)):
+            if not states[i].released and not self.residency.is_full(reqs[i]):
+                raise AssertionError(f"request {reqs[i].rid} is read while its row is empty")
+        working = {i for i, _ in plan.draft}
+        idle = [i for i, s in enumerate(states) if not s.full and i not in working]
+        for i in idle:
+            self.residency.await_verify(reqs[i], self._step)
+        self._idle = len(idle)
+        if self.watch is not None:
+            verified = {i for i, _ in plan.verify}
+            steady = [i for i, s in enumerate(states) if s.full and not s.rotates]
+            forwards = max((count for _, count in plan.draft), default=0)
+            forwards += bool(plan.verify) + bool(plan.plain)
+            self.watch.step([reqs[i].rid for i in steady if i in verified], forwards)
+        if not plan.plain and not plan.draft and not plan.verify:
+            self.counters.attached += len(self.residency.arrive(self._step, IDLE_WAIT_S))
+
+    def _runner(self, seat: Seat, state: RequestState, committed: int) -> Runner:
+        bound = state.view is None
+        # Under overlap scheduling SGLang takes a request with one token left out of the batch: the
+        # step that is under way must yield it, so it cannot be one that waits.
+        req = seat.req
+        produced = committed + 1 - len(req.origin_input_ids)
+        ends = req.sampling_params.max_new_tokens - produced <= 1
+        # One that was just attached is verified first: with nothing drafted it has been.
+        verified = seat.attached < self._step and (seat.attached == 0 or state.drafted == 0)
+        verified = verified and seat.stays_until <= self._step
+        movable = not bound and not ends and verified and seat.place is Place.ATTACHED
+        return Runner(
+            seat.req.rid,
+            seat.order,
+            seat.path,
+            seat.place,
+            seat.since,
+            movable,
+            bound,
+            seat.ready,
+        )
+
+    def _is_long(self, seat: Seat, state: RequestState) -> bool:
+        """Whether what it has generated should leave the device as well."""
+        kv = seat.req.kv
+        private = kv.kv_committed_len - kv.cache_protected_len
+        attached = seat.place is Place.ATTACHED
+        return state.rotates and attached and private >= self.push_tokens
+
+    def _costs(self, runners: Sequence[Runner]) -> Costs | None:
+        """What is known of rotation, if anybody asks."""
+        watch = self.watch
+        if watch is None or watch.round_s is None or not runners:
+            return None
+        copies = self.residency.loader.counters
+        rate = copies.tokens / copies.seconds if copies.seconds > 0 else watch.link_rate
+        longest = max(max(runner.tokens for runner in runners), 1)
+        fits = max(1, self._held(self.residency.seats()) // longest)
+        return Costs(fits, watch.round_s, watch.step_s, watch.forward_s, longest / rate)
+
+    @property
+    def free(self) -> int:
+        """Tokens of the pool that are neither locked nor private."""
+        return self.allocator.available_size() + self.residency.cache.evictable_size()
+
+    # Asked by SGLang's scheduler, through the radix cache
+
+    def poll(self) -> None:
+        """Between steps, and while nothing runs: what has arrived need not stay locked."""
+        if self.residency.ledger_stream is None and self.residency.rows.is_cuda:
+            self.residency.ledger_stream = torch.cuda.current_stream()
+        self.residency.settle_arrived()
+
+    def may_admit(self, req: Any, remaining: int, growth: int) -> bool:
+        """Whether one more request keeps everybody able to be attached.
+
+        Args:
+            remaining: tokens that SGLang has left to admit, its estimate of what the running
+                requests will still take subtracted.
+            growth: tokens that the request will take beside its prompt.
+        """
+        seats = self.residency.seats()
+        if not seats:
+            return True
+        if self._idle >= MOST_IDLE:
+            return False
+        if not self._pays and any(seat.place is not Place.ATTACHED for seat in seats):
+            return False  # the tails have pushed somebody out: room is not for newcomers
+        held = self._held(seats)
+        slack = 2 * self.verify_width * (len(seats) + 1)
+        paths = [len(req.full_untruncated_fill_ids), *(s.req.kv.cache_protected_len for s in seats)]
+        return is_sound(paths, remaining + held - growth - slack)
+
+    def was_refused(self, shortage: int) -> None:
+        """The next request of the queue lacks so many tokens: they are freed if they can be."""
+        if shortage > 0 and self._idle < MOST_IDLE:
+            self._wanted = self.free + shortage
+
+    def is_sound(self, reqs: Sequence[Any]) -> bool:
+        """Whether each of these requests could still be attached; else SGLang is to retract."""
+        seats = [s for s in map(self.residency.find, reqs) if s is not None]
+        if len(reqs) <= 1 or all(seat.place is Place.ATTACHED for seat in seats):
+            return True
+        private = sum(r.kv.kv_allocated_len - r.kv.cache_protected_len for r in reqs)
+        slack = self.verify_width * len(reqs) + self._prefill_rest
+        paths = [seat.req.kv.cache_protected_len for seat in seats]
+        return is_sound(paths, self.allocator.size - private - slack)
+
+    @staticmethod
+    def _held(seats: Sequence[Seat]) -> int:
+        """Tokens on the paths that are locked, shared ones once."""
+        nodes = {
+            part.node_id: part.tokens
+            for seat in seats
+            if seat.place is not Place.DETACHED
+            for part in seat.path
+        }
+        return sum(nodes.values())
+
+    def numbers(self) -> OffloadNumbers:
+        """What the metrics and the info endpoint show."""
+        places = [seat.place for seat in self.residency.seats()]
+        loader = self.residency.loader
+        copies = loader.counters
+        return OffloadNumbers(
+            active=loader.alive,
+            attached=places.count(Place.ATTACHED),
+            detached=places.count(Place.DETACHED),
+            fetching=places.count(Place.FETCHING),
+            waiting=self._idle if places else 0,
+            detachments=self.counters.detached,
+            attachments=self.counters.attached,
+            fetches=copies.fetches,
+            fetched_tokens=copies.tokens,
+            fetched_bytes=copies.bytes,
+            fetch_seconds=copies.seconds,
+            failed=copies.failed,
+            late=copies.late,
+            cancelled=copies.cancelled,
+        )
+
+
+class NoRotation:
+    """Everything stays attached."""
+
+    def before_extend(self, batch: Any) -> None:
+        pass
+
+    def step(
+        self, reqs: Sequence[Any], states: Sequence[RequestState], committed: Sequence[int]
+    ) -> None:
+        pass
+
+    def check(self, reqs: Sequence[Any], states: Sequence[RequestState], plan: RoundPlan) -> None:
+        pass
+
+    def numbers(self) -> OffloadNumbers:
+        return OffloadNumbers()
+
+
+def create_rotation(
+    config: VeriCacheConfig, cache: Any, rows: torch.Tensor, allocator: Any
+) -> Rotation | NoRotation:
+    """As ``--vericache-offload`` says, if the host tier could be had."""
+    if config.offload == OFF or cache.disable or cache.cache_controller is None:
+        return NoRotation()
+    host = cache.cache_controller.mem_pool_host.anchor_entry.host_pool
+    host_layers = [*host.k_data_refs, *host.v_data_refs]
+    device_layers = [*host.device_k_buffers, *host.device_v_buffers]
+    kind = StreamCopier if rows.device.type == "cuda" else PlainCopier
+    loader = LoaderClient(
+        kind(host_layers, device_layers), kind(host_layers, device_layers), config.loader_watch
+    )
+    residency = Residency(cache, rows, loader)
+    watch = None
+    if config.offload == AUTO:
+        token_bytes = sum(layer[0].nbytes for layer in device_layers)
+        watch = StepWatch(ASSUMED_LINK_RATE / token_bytes)
+    rotation = Rotation(residency, allocator, config.verify_width, config.fold_tail_tokens, watch)
+    cache.rotation = rotation
+    return rotation

@@ -1,0 +1,257 @@
+"""Requests that need several times the pool, scheduled as SGLang would, on its own radix cache."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+
+import cpu_engine
+import pytest
+
+cpu_engine.required()
+
+from tree_world import Request, World, publish_settings  # noqa: E402
+
+from sglang_vericache.loader.planner import Place  # noqa: E402
+from sglang_vericache.rounds.policy import RoundPlan  # noqa: E402
+from sglang_vericache.rounds.rotation import Rotation  # noqa: E402
+from sglang_vericache.rounds.step_watch import StepWatch  # noqa: E402
+
+WIDTH = 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settings(tmp_path_factory):
+    publish_settings(tmp_path_factory.mktemp("model"))
+
+
+class Scheduler:
+    """
+    Attributes:
+        most_together: requests that ran at a time.
+        done: texts at their end by the text at the start.
+    """
+
+    def __init__(self, world: World, push_tokens: int = 40, plain: float = 0.0, watch=None) -> None:
+        self.world = world
+        self.rotation = Rotation(world.residency, world.allocator, WIDTH, push_tokens, watch)
+        world.cache.rotation = self.rotation
+        self.waiting: list[tuple[list[int], int]] = []
+        self.left: dict[str, int] = {}
+        self.states: dict[str, SimpleNamespace] = {}
+        self.rng = random.Random(1)
+        self.plain = plain
+        self.most_together = self.retracted = self.steps = 0
+        self.done: list[list[int]] = []
+
+    def run(self, most_steps: int, on_step=lambda step: None) -> None:
+        while self.waiting or self.world.requests:
+            self.steps += 1
+            assert self.steps < most_steps, (
+                f"{len(self.world.requests)} running, {len(self.waiting)} waiting: "
+                f"{self.rotation.numbers()}"
+            )
+            on_step(self.steps)
+            self.world.events()
+            self.admit()
+            self.retract()
+            self.decode()
+            self.world.check_ledger()
+            self.most_together = max(self.most_together, len(self.world.requests))
+
+    def admit(self) -> None:
+        while self.waiting:
+            text, output = self.waiting[0]
+            ahead = sum(self.left[r.rid] + WIDTH for r in self.world.requests)
+            remaining = self.rotation.free - ahead
+            candidate = Request("candidate", text)
+            if not self.world.cache.may_admit(candidate, remaining, output):
+                return
+            needed = len(text) + output + 1
+            if needed > remaining:
+                assert self.world.cache.on_refusal(needed - remaining)
+                return
+            req = self.world.admit(text)
+            if req is None:
+                return  # the prefill was put off
+            self.rotation.before_extend(SimpleNamespace(chunked_req=None, reqs=[req]))
+            self.waiting.pop(0)
+            self.left[req.rid] = output
+            req.sampling_params.max_new_tokens = output
+            view = None if self.rng.random() < self.plain else object()
+            self.states[req.rid] = SimpleNamespace(
+                view=view, drafted=0, full=True, rotates=False, released=False
+            )
+
+    def retract(self) -> None:
+        while self.world.requests:
+            fits = self.rotation.free >= WIDTH * len(self.world.requests)
+            if fits and self.world.cache.may_decode(self.world.requests):
+                return
+            assert len(self.world.requests) > 1, "even the last one does not fit"
+            self.retracted += 1
+            self.give_up(self.world.requests[-1])
+
+    def give_up(self, req) -> None:
+        self.waiting.insert(0, (req.text, self.left.pop(req.rid)))
+        self.world.end(req, checkpoint=False)
+
+    def decode(self) -> None:
+        reqs = list(self.world.requests)
+        if not reqs:
+            return
+        states = [self.states[r.rid] for r in reqs]
+        self.rotation.step(reqs, states, [len(r.text) - 1 for r in reqs])
+        plain = [i for i, s in enumerate(states) if s.full and s.view is None]
+        verify = [(i, WIDTH - 1) for i, s in enumerate(states) if s.full and s.view is not None]
+        draft = [
+            (i, WIDTH - 1 - s.drafted)
+            for i, s in enumerate(states)
+            if s.view is not None and s.drafted < WIDTH - 1
+        ]
+        plan = RoundPlan(tuple(plain), tuple(draft), tuple(verify))
+        self.rotation.check(reqs, states, plan)
+        for i, count in draft:
+            states[i].drafted += count
+        for req, state in zip(reqs, states, strict=True):
+            assert state.full or self.left[req.rid] > 1, "SGLang would lose its last token"
+        for i in (*plain, *(i for i, _ in verify)):
+            count = 1 if i in plain else self.rng.randint(1, WIDTH)
+            count = min(count, self.left[reqs[i].rid])
+            assert self.world.generate(reqs[i], count), "no room for a tail"
+            states[i].drafted = 0
+            self.left[reqs[i].rid] -= count
+        for req in reqs:
+            if self.left[req.rid] == 0:
+                self.done.append(req.text)
+                self.world.end(req, checkpoint=True)
+
+
+def texts(seed: int, count: int, shortest: int, longest: int, shared: float) -> list[list[int]]:
+    rng = random.Random(seed)
+    prefixes = [[rng.randrange(50) for _ in range(shortest)] for _ in range(3)]
+    found = []
+    for n in range(count):
+        head = prefixes[rng.randrange(3)] if rng.random() < shared else []
+        rest = rng.randint(shortest, longest) - len(head)
+        found.append([*head, n % 50, *(rng.randrange(50) for _ in range(max(rest, 4)))])
+    return found
+
+
+def finish(world: World, scheduler: Scheduler, wanted: int) -> None:
+    assert len(scheduler.done) == wanted
+    world.check_idle()
+    world.close()
+
+
+@pytest.mark.parametrize("core", ["rust", "python"])
+@pytest.mark.parametrize("share", [2, 4, 8])
+def test_a_part_of_the_pool(core, share):
+    """Eight requests that would need ``share`` times the pool: all get there, and more run
+    together than fit."""
+    prompts = texts(3, 8, 90, 130, 0.0)
+    needed = sum(len(t) + 40 + 2 * WIDTH for t in prompts)
+    world = World(device=max(needed // share, 200), host=4_000, core=core)
+    scheduler = Scheduler(world)
+    scheduler.waiting = [(t, 40) for t in prompts]
+    scheduler.run(20_000)
+    numbers = scheduler.rotation.numbers()
+    assert numbers.detachments > 0 and numbers.fetched_tokens > 0
+    assert scheduler.most_together > world.allocator.size // 130
+    finish(world, scheduler, 8)
+
+
+def test_what_fits_never_moves():
+    world = World(device=2_000, host=4_000)
+    scheduler = Scheduler(world)
+    scheduler.waiting = [(t, 60) for t in texts(4, 8, 90, 130, 0.3)]
+    scheduler.run(2_000)
+    numbers = scheduler.rotation.numbers()
+    assert (numbers.detachments, numbers.fetches) == (0, 0)
+    finish(world, scheduler, 8)
+
+
+@pytest.mark.parametrize("plain", [0.0, 0.3], ids=["all draft", "some are plain"])
+@pytest.mark.parametrize("shared", [0.0, 0.8], ids=["private", "shared"])
+@pytest.mark.parametrize("host", [6_000, 900], ids=["roomy host", "tight host"])
+def test_many(shared, host, plain):
+    """Sixty requests through a pool for three, some plain, some sharing, with retraction when the
+    tails outgrow it; a host pool that is full as well keeps requests attached."""
+    world = World(device=450, host=host)
+    scheduler = Scheduler(world, plain=plain)
+    prompts = texts(5, 60, 40, 140, shared)
+    scheduler.waiting = [(t, 5 + (n * 13) % 90) for n, t in enumerate(prompts)]
+    scheduler.run(50_000)
+    assert scheduler.rotation.numbers().detachments > 0
+    finish(world, scheduler, 60)
+
+
+class Foreseen(StepWatch):
+    """Steps and rounds of a known length."""
+
+    def __init__(self, round_s: float) -> None:
+        super().__init__(link_rate=1e9)
+        self.round_s, self.step_s, self.forward_s = round_s, 0.02, 0.002
+
+    def step(self, verified, forwards) -> None:
+        pass
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_rotation_has_to_pay(pays):
+    """Catches rotation for the waiting queue where it is slower than letting it wait."""
+    world = World(device=450, host=6_000)
+    scheduler = Scheduler(world, watch=Foreseen(round_s=2.0 if pays else 0.02))
+    scheduler.waiting = [(t, 40) for t in texts(8, 16, 90, 130, 0.0)]
+    scheduler.run(20_000)
+    assert (scheduler.most_together > 3) == pays
+    assert (scheduler.rotation.numbers().detachments > 0) == pays
+    finish(world, scheduler, 16)
+
+
+def test_aborts_in_every_state():
+    """Whatever a request is doing: the others go on, and nothing is left."""
+    world = World(device=450, host=6_000)
+    scheduler = Scheduler(world)
+    scheduler.waiting = [(t, 60) for t in texts(6, 40, 60, 140, 0.4)]
+    rng = random.Random(2)
+    ended = {place: 0 for place in Place}
+
+    def abort(step: int) -> None:
+        if world.requests and rng.random() < 0.15:
+            req = rng.choice(world.requests)
+            ended[world.residency.seat_of(req).place] += 1
+            del scheduler.left[req.rid]
+            world.end(req, checkpoint=rng.random() < 0.7)
+
+    scheduler.run(20_000, abort)
+    assert all(ended[place] for place in (Place.ATTACHED, Place.DETACHED)), ended
+    assert len(scheduler.done) + sum(ended.values()) == 40
+    world.check_idle()
+    world.close()
+
+
+def end_the_thread(jobs) -> None:
+    raise SystemExit("killed")
+
+
+def test_the_loader_is_killed(caplog):
+    """In the middle of it all: everybody gets there, attached only from then on."""
+    world = World(device=450, host=6_000)
+    scheduler = Scheduler(world)
+    scheduler.waiting = [(t, 60) for t in texts(6, 24, 60, 140, 0.2)]
+    at = {}
+
+    def kill(step: int) -> None:
+        if step == 60:
+            assert scheduler.rotation.numbers().active
+            world.copier.submit = end_the_thread
+        if not world.loader.alive and not at:
+            at["detachments"] = scheduler.rotation.numbers().detachments
+
+    scheduler.run(20_000, kill)
+    numbers = scheduler.rotation.numbers()
+    assert not numbers.active and numbers.late + numbers.failed > 0
+    assert numbers.detachments == at["detachments"], "somebody was detached without a loader"
+    assert "is lost (it has ended)" in caplog.text
+    finish(world, scheduler, 24)
