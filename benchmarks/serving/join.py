@@ -12,7 +12,7 @@ from benchmarks.registry import CASES
 from benchmarks.rows import Row
 from benchmarks.serving.figures import Divergence
 from benchmarks.serving.measure import median_run
-from benchmarks.serving.rates import CLOSED, LONE, Basis, Record, basis_of
+from benchmarks.serving.rates import ALL_RUN, CLOSED, LONE, WHOLE, Basis, Record, basis_of
 from benchmarks.serving.selection import MOST_REPETITION
 from benchmarks.serving.side import read_runs
 
@@ -103,7 +103,7 @@ class Comparison:
             *self._baseline_note(best, plains, case, basis),
             *_running(basis, run, other),
             *_fixed_set(basis, mine, theirs),
-            f"its first run, draft views to build, {_ratio(mine, theirs, 'first_whole')}",
+            f"first run of it, draft views to build, {_ratio(mine, theirs, 'first_whole')}",
             f"first token {_times(run, other, 'first_token_s')}",
             f"between tokens {_times(run, other, 'between_tokens_s')}",
             *_cold(ours.of(case), best.of(case)),
@@ -239,8 +239,9 @@ def _running(basis: Basis, one: Record, other: Record) -> Iterator[str]:
 def _fixed_set(basis: Basis, mine: Record, theirs: Record) -> Iterator[str]:
     """All requests sent once, at the same time."""
     one, other = median_run(mine), median_run(theirs)
-    yield f"fixed set from sending to the last token {_ratio(one, other, 'whole')}"
-    if basis is LONE:
+    if basis is not WHOLE:
+        yield f"fixed set from sending to the last token {_ratio(one, other, 'whole')}"
+    if basis in (LONE, ALL_RUN):
         return
     missing = [
         name for name, run in (("with the flag", one), ("without", other)) if run["steady"] is None
