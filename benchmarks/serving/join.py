@@ -73,7 +73,7 @@ class Comparison:
                 if "rate" in ours.of(name)[0]:
                     yield from self._traffic(name, ours, plains)
                 else:
-                    yield "serving.jsonl", self._decode(name, ours, plains)
+                    yield from self._decode(name, ours, plains)
                     yield from self._exactness(name, ours, plains)
             if self.plain and self.plain[0].starts_s and ours.starts_s:
                 yield "serving.jsonl", self._start_up(ours, self.plain[0])
@@ -89,7 +89,9 @@ class Comparison:
             **values,
         )
 
-    def _decode(self, case: str, ours: Measured, plains: Sequence[Measured]) -> Row:
+    def _decode(
+        self, case: str, ours: Measured, plains: Sequence[Measured]
+    ) -> Iterator[tuple[str, Row]]:
         basis = basis_of([f for side in (ours, *plains) for f in side.of(case)])
         best = max(plains, key=lambda side: statistics.median(side.rates(case, basis)))
         mine, theirs = ours.of(case)[-1], best.of(case)[-1]
@@ -109,16 +111,27 @@ class Comparison:
             *_cold(ours.of(case), best.of(case)),
             *_outputs(mine, theirs),
         ]
-        return self._row(
-            case,
-            ours,
-            metric="decode_rate",
-            value=round(statistics.median(rates), 1),
-            baseline=round(statistics.median(baseline), 1),
-            unit="tokens/s",
-            tokens_per_round=run["tokens_per_round"] and round(run["tokens_per_round"], 3),
-            note="; ".join(parts),
-        )
+        figures = {
+            "unit": "tokens/s",
+            "tokens_per_round": run["tokens_per_round"] and round(run["tokens_per_round"], 3),
+            "note": "; ".join(parts),
+        }
+        shown = [("decode_rate", rates, baseline)]
+        if basis is ALL_RUN:
+            # Its stretch may be a small part of the answers, so it does not stand alone.
+            wholes = ours.rates(case, WHOLE), best.rates(case, WHOLE)
+            shown.append(("fixed_set_rate", *wholes))
+        for metric, values, others in shown:
+            value, other_value = statistics.median(values), statistics.median(others)
+            row = self._row(
+                case,
+                ours,
+                metric=metric,
+                value=round(value, 1),
+                baseline=round(other_value, 1),
+                **figures,
+            )
+            yield "serving.jsonl", row
 
     def _baseline_note(
         self, best: Measured, plains: Sequence[Measured], case: str, basis: Basis

@@ -88,6 +88,8 @@ def test_decode_rows(tmp_path):
         "1 of 2 outputs part from the baseline's",
     ):
         assert part in row.note, part
+    whole = found["smol-1k-x32", "fixed_set_rate"]  # not only the stretch in which all of it ran
+    assert (whole.value, whole.baseline) == (270, pytest.approx(89.1))
     start = found["start-up", "start_up"]
     assert (start.value, start.baseline, start.unit) == (95.0, 90.0, "s")
     assert "0.98 wanted" in summary([("serving.jsonl", row)])
@@ -126,6 +128,7 @@ def test_the_closed_loop_counts(tmp_path):
     write(tmp_path, 2, "plain", {"c": figures([100], PLAIN)})
     # Without a loop on both sides the fixed set stands, as a whole where not all of it ever ran.
     row = rows(tmp_path)["c", "decode_rate"]
+    assert ("c", "fixed_set_rate") not in rows(tmp_path)
     assert "prefixes cached; fixed set, from sending to the last token; 2 runs" in row.note
     assert (row.value, row.baseline) == (statistics.median([100.0, 189.0]), 90)
 
