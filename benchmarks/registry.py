@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 # Measure -> the module that runs it, and whether that module takes the names of cases.
@@ -34,7 +34,7 @@ class Case:
         least_factor: value over baseline that is wanted at least (of times: baseline over value),
             None where nothing is.
         measure: key of MEASURES; its rows lie in the results file of that name.
-        repeats: of each timed run.
+        repeats: of each timed fixed set, or run of arrivals.
         tokens: of each answer.
         prefixes, shared_tokens: so many prefixes of so many tokens, the context's first, are each
             shared by requests / prefixes prompts.
@@ -49,15 +49,17 @@ class Case:
     requests: int
     least_factor: float | None
     measure: str
-    repeats: int = 3
+    repeats: int = 1
     tokens: int = 256
     prefixes: int = 0
     shared_tokens: int = 0
     arrivals: float | None = None
 
 
-# A figure near 1 must tell small losses from noise.
-_CLOSE: dict[str, Any] = {"repeats": 7, "tokens": 512}
+# A figure near 1 must tell small losses from noise. A lone request is timed again and again; where
+# there are several, each window of the closed loop is a repetition.
+_CLOSE: dict[str, Any] = {"tokens": 512}
+_LONE: dict[str, Any] = {"repeats": 7, "tokens": 512}
 
 
 def _serving(
@@ -73,7 +75,7 @@ CASES = {
         _serving("smol-7k7-x128", SMOL, 7700, 128, 2.5, "the whole context window, half the batch"),
         _serving("smol-4k-x128", SMOL, 4096, 128, 1.7, "half the context window"),
         _serving("smol-1k-x32", SMOL, 1024, 32, 0.98, "too little KV to gain on", **_CLOSE),
-        _serving("smol-1k-x1", SMOL, 1024, 1, 0.98, "one short request", **_CLOSE),
+        _serving("smol-1k-x1", SMOL, 1024, 1, 0.98, "one short request", **_LONE),
         _serving("8b-32k-x12", SHAPE_8B, 32768, 12, 2.0, "long contexts that fill the pool"),
         _serving("8b-8k-x48", SHAPE_8B, 8192, 48, 1.9, "the same KV in shorter contexts"),
         _serving(
@@ -82,9 +84,10 @@ CASES = {
             shared_tokens=32768,
         ),
         _serving("8b-1k-x32", SHAPE_8B, 1024, 32, 0.98, "weights cost more than KV", **_CLOSE),
-        _serving("8b-1k-x1", SHAPE_8B, 1024, 1, 0.98, "one short request", **_CLOSE),
+        _serving("8b-1k-x1", SHAPE_8B, 1024, 1, 0.98, "one short request", **_LONE),
         _serving(
             *("smol-mix", SMOL, 1024, 0, 0.97, "short requests that come and go"),
+            repeats=3,
             tokens=128,
             arrivals=0.7,
         ),
@@ -133,6 +136,8 @@ def serving_case(text: str) -> Case:
     try:
         name, context, requests = text.split(":")
         case = Case(name, "ad hoc", "", int(context), int(requests), None, "serving")
+        if case.requests == 1:
+            case = replace(case, **_LONE)
         if case.context < 1 or case.requests < 1:
             raise ValueError("nothing to send")
     except ValueError:

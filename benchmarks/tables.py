@@ -10,13 +10,15 @@ from benchmarks.rows import RESULTS, Row
 
 
 def newest(rows: Sequence[Row]) -> list[Row]:
-    """The last measured row of each (case, metric, model, flags, gpu), registered cases first.
+    """The last measured row of each (case, metric, model, flags, gpu), registered cases first;
+    flags in another order are the same.
 
     Files only grow, so of two rows of one day the later line is the newer.
     """
     last: dict[tuple[str, ...], Row] = {}
     for row in rows:
-        key = (row.case, row.metric, row.model, row.flags, row.gpu)
+        flags = " ".join(sorted(flag_groups(row.flags)))
+        key = (row.case, row.metric, row.model, flags, row.gpu)
         if key not in last or row.date >= last[key].date:
             last[key] = row
     order = {name: i for i, name in enumerate(CASES)}

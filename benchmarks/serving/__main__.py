@@ -15,10 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import registry, rows
+from benchmarks.serving.case_prompts import CHOSEN
 from benchmarks.serving.figures import WARM_TOKENS
 from benchmarks.serving.join import Comparison, summary
 from benchmarks.serving.side import (
-    CHOSEN,
+    CLOSED_SECONDS,
     Options,
     Side,
     SideError,
@@ -71,8 +72,14 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--chosen", type=Path, help=f"{CHOSEN} of an earlier run: take its choice of prompts")
     add("--tokens", type=int, help="of each answer (default: the case's)")
-    add("--repeats", type=int, help="of each timed run (default: the case's, 3 or 7)")
-    add("--seconds", type=float, default=0.0, help="of a closed loop besides (default: none)")
+    add("--repeats", type=int, help="of each timed fixed set (default: the case's)")
+    add(
+        *("--seconds",),
+        type=float,
+        default=CLOSED_SECONDS,
+        help="of the closed loop whose rate counts in cases of several requests; 0: none, then a "
+        "fixed set counts (default: %(default)s)",
+    )
     add("--select-seconds", type=float, default=90.0, help="for finding prompts (default: 90)")
     add(
         *("--capacity-requests",),
@@ -160,11 +167,14 @@ def _measure(
 
 
 def _join(arguments: argparse.Namespace) -> int:
-    found = list(Comparison(arguments.out.absolute()).rows())
+    comparison = Comparison(arguments.out.absolute())
+    found = list(comparison.rows())
     if not found:
         print(f"nothing to compare in {arguments.out} yet")
         return 0
     print(summary(found))
+    for failure in comparison.failures:
+        print(f"FAILED {failure}")
     if arguments.no_rows:
         return 0
     for file, row in found:

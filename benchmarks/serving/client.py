@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aiohttp
@@ -18,6 +18,9 @@ from benchmarks.serving.figures import Stream
 INTERVAL, WATCHED = 8, 8
 TIMEOUT_S = 600
 READ_BYTES = 1 << 20
+# Of a closed loop: before its counted time, when every client has begun, and after it, so that
+# tokens which were under way at its end are counted by their share.
+WARM_S, AFTER_S = 1.0, 1.0
 
 
 class AnswerError(RuntimeError):
@@ -51,13 +54,38 @@ class ClosedLoop:
     """Requests of which each that ends is replaced at once.
 
     Attributes:
-        start: when each of them had its first token.
-        end: when the client stopped.
+        start: of the counted time.
+        end: of the counted time.
     """
 
     answers: list[Answer]
     start: float
     end: float
+
+    @property
+    def complete(self) -> list[Answer]:
+        return [answer for answer in self.answers if answer.complete]
+
+    @property
+    def inside(self) -> list[Answer]:
+        """What was sent and answered, as far as it was, in the counted time."""
+        found = []
+        for answer in self.answers:
+            events = [e for e in answer.events if e[0] <= self.end]
+            if answer.started >= self.start and events:
+                found.append(replace(answer, events=events))
+        return found
+
+    @property
+    def running(self) -> float:
+        """How many requests were past their first token, on average over the counted time."""
+        total = 0.0
+        for answer in self.answers:
+            if answer.events:
+                ended = answer.stream.ended if answer.complete else self.end
+                began = max(answer.events[0][0], self.start)
+                total += max(0.0, min(ended, self.end) - began)
+        return total / (self.end - self.start)
 
 
 class StreamingClient:
@@ -88,9 +116,10 @@ class StreamingClient:
     def closed_loop(
         self, prompts: Sequence[Sequence[int]], tokens: int, seconds: float
     ) -> ClosedLoop:
-        """As many requests as prompts for ``seconds`` after all have begun.
+        """As many clients as prompts: each sends its prompt again once its answer is complete.
 
-        The first ones are of unequal lengths, so that they do not all end at once later.
+        The first answers are of unequal lengths, so that they do not all end at once later. What
+        counts are ``seconds`` from WARM_S after every client has its first token.
         """
         count = len(prompts)
         full = [_body(prompt, tokens, _interval(i)) for i, prompt in enumerate(prompts)]
@@ -106,15 +135,16 @@ class StreamingClient:
                 await self._stream(session, body, i, answers)
                 body = full[i]
 
-        async def run() -> tuple[float, float]:
+        async def run() -> float:
             async with self._session() as session:
                 tasks = [asyncio.create_task(slot(session, i)) for i in range(count)]
                 begun = asyncio.create_task(_all_begun(answers, count))
                 try:
                     await asyncio.wait([begun, *tasks], return_when=asyncio.FIRST_COMPLETED)
-                    start = time.perf_counter()
-                    await asyncio.wait(tasks, timeout=seconds)
-                    end = time.perf_counter()
+                    start = time.perf_counter() + WARM_S
+                    lasts = WARM_S + seconds + AFTER_S
+                    # A client only ends by an error.
+                    await asyncio.wait(tasks, timeout=lasts, return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     for task in (begun, *tasks):
                         task.cancel()
@@ -123,10 +153,10 @@ class StreamingClient:
                     if not isinstance(outcome, asyncio.CancelledError):
                         raise AnswerError(f"a request failed: {outcome!r}")
                 await session.post(self.url + "/abort_request", json={"abort_all": True})
-                return start, end
+                return start
 
-        start, end = asyncio.run(run())
-        return ClosedLoop(answers, start, end)
+        start = asyncio.run(run())
+        return ClosedLoop(answers, start, start + seconds)
 
     def _session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(

@@ -6,15 +6,12 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 # A steady stretch begins when every request has so many tokens: draft views are built, and the
 # requests no longer answer in step.
 WARM_TOKENS = 32
 SHARES = (0.5, 0.99)
-
-
-class NoSteadyStretchError(ValueError):
-    """The requests never ran all at once."""
 
 
 @dataclass(frozen=True)
@@ -65,24 +62,32 @@ class Stream:
 
 
 def rate_between(streams: Sequence[Stream], start: float, end: float) -> float:
-    """Tokens a second of all streams together."""
-    if end <= start:
-        raise NoSteadyStretchError(
-            "the requests never ran all at once: the first ended before the last had begun. Fewer "
-            "requests fit the KV pool than the case wants, or its answers are too short"
-        )
+    """Tokens a second of all streams together; ``start`` lies before ``end``."""
     return sum(s.tokens_at(end) - s.tokens_at(start) for s in streams) / (end - start)
 
 
-def steady_rate(streams: Sequence[Stream], warm_tokens: int = WARM_TOKENS) -> float:
-    """Tokens a second while all of a fixed set run: from the last one's ``warm_tokens``-th token
-    to the end of the first.
+def window_rates(streams: Sequence[Stream], start: float, end: float, windows: int) -> list[float]:
+    """Tokens a second in each of ``windows`` equal parts of the time from ``start`` to ``end``."""
+    edges = [start + (end - start) * i / windows for i in range(windows + 1)]
+    return [rate_between(streams, a, b) for a, b in pairwise(edges)]
 
-    Raises:
-        NoSteadyStretchError: there is no such stretch.
+
+def steady_rate(streams: Sequence[Stream], warm_tokens: int = WARM_TOKENS) -> float | None:
+    """Tokens a second while all of a fixed set run: from the last one's ``warm_tokens``-th token
+    to the end of the first. None where the first had ended before: the set is short for the
+    server's speed, or does not fit its KV pool.
     """
     start = max(stream.reached(warm_tokens) for stream in streams)
-    return rate_between(streams, start, min(stream.ended for stream in streams))
+    end = min(stream.ended for stream in streams)
+    return rate_between(streams, start, end) if start < end else None
+
+
+def rate_after_first(stream: Stream) -> float | None:
+    """Tokens a second of a lone request from its first ones on; None where no others came."""
+    if len(stream.events) < 2:
+        return None
+    began, count = stream.events[0]
+    return (stream.tokens - count) / (stream.ended - began)
 
 
 def whole_rate(streams: Sequence[Stream]) -> float:

@@ -10,12 +10,11 @@ from typing import Any
 
 from benchmarks.registry import CASES
 from benchmarks.rows import Row
-from benchmarks.serving.figures import WARM_TOKENS, Divergence
-from benchmarks.serving.measure import median_run, steady_rates
+from benchmarks.serving.figures import Divergence
+from benchmarks.serving.measure import median_run
+from benchmarks.serving.rates import ALL_RUN, CLOSED, LONE, WHOLE, Basis, Record, basis_of
 from benchmarks.serving.selection import MOST_REPETITION
 from benchmarks.serving.side import read_runs
-
-Record = dict[str, Any]
 
 
 @dataclass
@@ -33,24 +32,33 @@ class Measured:
         """Figures of the case, one for each start of the server that has them."""
         return [r["cases"][case] for r in self.records if case in r["cases"]]
 
-    def rates(self, case: str) -> list[float]:
-        return [rate for figures in self.of(case) for rate in steady_rates(figures)]
+    def rates(self, case: str, basis: Basis) -> list[float]:
+        return [rate for figures in self.of(case) for rate in basis.among(figures)]
 
     @property
-    def start_s(self) -> float:
-        return statistics.median(record["start_s"] for record in self.records)
+    def starts_s(self) -> list[float]:
+        """Without those that were the first on a machine: they compile kernels for the others."""
+        return [record["start_s"] for record in self.records if not record["first_start"]]
 
 
 class Comparison:
-    """What lies in a folder of figures."""
+    """What lies in a folder of figures.
+
+    Attributes:
+        order: names of the sides as their servers ran.
+        failures: cases without figures, and why.
+    """
 
     def __init__(self, folder: Path) -> None:
         sides: dict[str, Measured] = {}
         self.order: list[str] = []
-        for _, record in read_runs(folder):
+        self.failures: list[str] = []
+        for i, (_, record) in enumerate(read_runs(folder)):
+            record.setdefault("first_start", i == 0)  # older ones do not say
             name = record["side"]["name"]
             sides.setdefault(name, Measured(name)).records.append(record)
             self.order.append(name)
+            self.failures += [f"{name}: {case}: {why}" for case, why in record["failed"].items()]
         self.plain = [side for name, side in sides.items() if name.startswith("plain")]
         self.ours = [side for name, side in sides.items() if name.startswith("ours")]
 
@@ -65,9 +73,9 @@ class Comparison:
                 if "rate" in ours.of(name)[0]:
                     yield from self._traffic(name, ours, plains)
                 else:
-                    yield "serving.jsonl", self._decode(name, ours, plains)
+                    yield from self._decode(name, ours, plains)
                     yield from self._exactness(name, ours, plains)
-            if self.plain:
+            if self.plain and self.plain[0].starts_s and ours.starts_s:
                 yield "serving.jsonl", self._start_up(ours, self.plain[0])
 
     def _row(self, case: str, ours: Measured, **values: Any) -> Row:
@@ -81,43 +89,58 @@ class Comparison:
             **values,
         )
 
-    def _decode(self, case: str, ours: Measured, plains: Sequence[Measured]) -> Row:
-        best = max(plains, key=lambda side: statistics.median(side.rates(case)))
+    def _decode(
+        self, case: str, ours: Measured, plains: Sequence[Measured]
+    ) -> Iterator[tuple[str, Row]]:
+        basis = basis_of([f for side in (ours, *plains) for f in side.of(case)])
+        best = max(plains, key=lambda side: statistics.median(side.rates(case, basis)))
         mine, theirs = ours.of(case)[-1], best.of(case)[-1]
-        rates, baseline = ours.rates(case), best.rates(case)
-        run, other = median_run(mine), median_run(theirs)
+        rates, baseline = ours.rates(case, basis), best.rates(case, basis)
+        run, other = basis.run(mine), basis.run(theirs)
         parts = [
             f"{mine['requests']} requests of {mine['context']} + {mine['tokens']} tokens, greedy, "
-            f"prefixes cached; rate while all run, from token {WARM_TOKENS} on",
-            f"{len(rates)} runs {_spread(rates)}, baseline {len(baseline)} runs "
+            f"prefixes cached; {basis.told(mine)}",
+            f"{len(rates)} {basis.unit} {_spread(rates)}, baseline {len(baseline)} {basis.unit} "
             f"{_spread(baseline)}; servers one after the other: {', '.join(self.order)}",
-            *self._baseline_note(best, plains, case),
-            f"with the ragged end {_ratio(run, other, 'whole')}",
-            f"first run, draft views to build, {_ratio(mine, theirs, 'first_whole')}",
-            *_closed(mine, theirs),
+            *self._baseline_note(best, plains, case, basis),
+            *_running(basis, run, other),
+            *_fixed_set(basis, mine, theirs),
+            f"first run of it, draft views to build, {_ratio(mine, theirs, 'first_whole')}",
             f"first token {_times(run, other, 'first_token_s')}",
             f"between tokens {_times(run, other, 'between_tokens_s')}",
             *_cold(ours.of(case), best.of(case)),
             *_outputs(mine, theirs),
         ]
-        return self._row(
-            case,
-            ours,
-            metric="decode_rate",
-            value=round(statistics.median(rates), 1),
-            baseline=round(statistics.median(baseline), 1),
-            unit="tokens/s",
-            tokens_per_round=run["tokens_per_round"] and round(run["tokens_per_round"], 3),
-            note="; ".join(parts),
-        )
+        figures = {
+            "unit": "tokens/s",
+            "tokens_per_round": run["tokens_per_round"] and round(run["tokens_per_round"], 3),
+            "note": "; ".join(parts),
+        }
+        shown = [("decode_rate", rates, baseline)]
+        if basis is ALL_RUN:
+            # Its stretch may be a small part of the answers, so it does not stand alone.
+            wholes = ours.rates(case, WHOLE), best.rates(case, WHOLE)
+            shown.append(("fixed_set_rate", *wholes))
+        for metric, values, others in shown:
+            value, other_value = statistics.median(values), statistics.median(others)
+            row = self._row(
+                case,
+                ours,
+                metric=metric,
+                value=round(value, 1),
+                baseline=round(other_value, 1),
+                **figures,
+            )
+            yield "serving.jsonl", row
 
     def _baseline_note(
-        self, best: Measured, plains: Sequence[Measured], case: str
+        self, best: Measured, plains: Sequence[Measured], case: str, basis: Basis
     ) -> Iterator[str]:
         if len(plains) > 1:
             flags = best.records[0]["side"]["flags"] or "the same flags"
+            rates = {s.name: statistics.median(s.rates(case, basis)) for s in plains}
             others = ", ".join(
-                f"{statistics.median(s.rates(case)):.0f} with {s.records[0]['side']['flags']}"
+                f"{rates[s.name]:.0f} with {s.records[0]['side']['flags']}"
                 for s in plains
                 if s is not best
             )
@@ -182,15 +205,16 @@ class Comparison:
         yield "exactness.jsonl", row
 
     def _start_up(self, ours: Measured, plain: Measured) -> Row:
-        times = [record["start_s"] for record in ours.records]
+        times, baseline = ours.starts_s, plain.starts_s
         return self._row(
             START_UP,
             ours,
             metric="start_up",
-            value=round(ours.start_s, 1),
-            baseline=round(plain.start_s, 1),
+            value=round(statistics.median(times), 1),
+            baseline=round(statistics.median(baseline), 1),
             unit="s",
-            note=f"until the server answers; {len(times)} starts {_spread(times)}",
+            note=f"until the server answers; {len(times)} starts {_spread(times)}, baseline "
+            f"{len(baseline)} {_spread(baseline)}; none the first on the machine",
         )
 
 
@@ -216,13 +240,29 @@ def _times(mine: Record, theirs: Record, key: str) -> str:
     return f"p50/p99 {both(mine)} ms (baseline {both(theirs)})"
 
 
-def _closed(mine: Record, theirs: Record) -> Iterator[str]:
-    if "closed" in mine and "closed" in theirs:
-        one, other = mine["closed"], theirs["closed"]
+def _running(basis: Basis, one: Record, other: Record) -> Iterator[str]:
+    if basis is CLOSED:
         yield (
-            f"closed loop of {one['seconds']:.0f} s {_ratio(one, other, 'rate')}, first token "
-            f"{_times(one, other, 'first_token_s')}"
+            f"past their first token on average {one['running']:.1f} requests (baseline "
+            f"{other['running']:.1f}); {one['complete']} complete answers (baseline "
+            f"{other['complete']})"
         )
+
+
+def _fixed_set(basis: Basis, mine: Record, theirs: Record) -> Iterator[str]:
+    """All requests sent once, at the same time."""
+    one, other = median_run(mine), median_run(theirs)
+    if basis is not WHOLE:
+        yield f"fixed set from sending to the last token {_ratio(one, other, 'whole')}"
+    if basis in (LONE, ALL_RUN):
+        return
+    missing = [
+        name for name, run in (("with the flag", one), ("without", other)) if run["steady"] is None
+    ]
+    if missing:
+        yield f"{' and '.join(missing)} no stretch in which all of it run"
+    else:
+        yield f"while all of it run {_ratio(one, other, 'steady')}"
 
 
 def _cold(mine: Sequence[Record], theirs: Sequence[Record]) -> Iterator[str]:

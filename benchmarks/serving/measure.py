@@ -7,19 +7,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.registry import Case
-from benchmarks.serving.client import Answer, StreamingClient
+from benchmarks.serving.client import Answer, ClosedLoop, StreamingClient
 from benchmarks.serving.figures import (
     Divergence,
     percentiles,
-    rate_between,
+    rate_after_first,
     steady_rate,
     whole_rate,
+    window_rates,
 )
 from benchmarks.serving.prompts import repetition
 from benchmarks.serving.server import ServingServer
 
 # Times of the phases are read around a run; a profile of them goes with the figures.
 Tick = Callable[[str], None]
+# Equal parts of a closed loop, for its median and spread.
+WINDOWS = 4
 
 
 def measure(
@@ -28,12 +31,16 @@ def measure(
     prompts: Sequence[Sequence[int]],
     repeats: int,
     closed_seconds: float,
+    itself: bool,
     tick: Tick = lambda what: None,
 ) -> dict[str, Any]:
     """The figures of a case as plain values; its prompts stay in the server's cache.
 
     Args:
-        closed_seconds: length of the closed loop; 0 for none.
+        closed_seconds: counted time of the closed loop; 0 for none. A lone request has none: it
+            would be the fixed set again.
+        itself: whether half of the requests are sent once more, to see how often the server's
+            outputs part from its own.
         tick: told what begins.
     """
     client = StreamingClient(server.url)
@@ -61,24 +68,29 @@ def measure(
     figures["outputs"] = [answer.output for answer in answers]
     figures["repetition"] = [round(repetition(answer.output), 4) for answer in answers]
     half = len(prompts) // 2
-    if half and not server.plugin:
+    if half and itself:
         tick("half as many")
         others = [a.output for a in client.fixed_set(prompts[:half], case.tokens)]
         figures["itself"] = vars(Divergence.between(others, figures["outputs"][:half]))
-    if closed_seconds > 0:
+    if closed_seconds > 0 and len(prompts) > 1:
         tick("closed loop")
-        loop = client.closed_loop(prompts, case.tokens, closed_seconds)
-        streams = [answer.stream for answer in loop.answers]
-        figures["closed"] = {
-            "rate": rate_between(streams, loop.start, loop.end),
-            "seconds": loop.end - loop.start,
-            "complete": sum(answer.complete for answer in loop.answers),
-            **_latencies(loop.answers),
-        }
+        figures["closed"] = _closed(client.closed_loop(prompts, case.tokens, closed_seconds))
         server.settle()
     if len(prompts) == 1:
         figures["cold_first_token_s"] = _cold(server, client, prompts, repeats, tick)
     return figures
+
+
+def _closed(loop: ClosedLoop) -> dict[str, Any]:
+    streams = [answer.stream for answer in loop.answers]
+    return {
+        "rates": window_rates(streams, loop.start, loop.end, WINDOWS),
+        "seconds": loop.end - loop.start,
+        "complete": len(loop.complete),
+        "running": loop.running,
+        "tokens_per_round": tokens_per_round(loop.complete),
+        **_latencies(loop.inside),
+    }
 
 
 def _run(answers: Sequence[Answer], before: dict, after: dict) -> dict[str, Any]:
@@ -86,6 +98,7 @@ def _run(answers: Sequence[Answer], before: dict, after: dict) -> dict[str, Any]
     return {
         "steady": steady_rate(streams),
         "whole": whole_rate(streams),
+        "after_first": rate_after_first(streams[0]) if len(streams) == 1 else None,
         "tokens_per_round": tokens_per_round(answers),
         "phases_s": {name: round(after[name] - before[name], 4) for name in after},
         **_latencies(answers),
@@ -126,11 +139,7 @@ def tokens_per_round(answers: Sequence[Answer]) -> float | None:
     return 1 + sum(c["accepted"] for c in counters) / rounds if rounds else None
 
 
-def steady_rates(figures: dict[str, Any]) -> list[float]:
-    return [run["steady"] for run in figures["runs"]]
-
-
 def median_run(figures: dict[str, Any]) -> dict[str, Any]:
-    """The run whose steady rate is the median (of an even number the lower one)."""
-    middle = statistics.median_low(steady_rates(figures))
-    return next(run for run in figures["runs"] if run["steady"] == middle)
+    """The run whose whole rate is the median (of an even number the lower one)."""
+    middle = statistics.median_low(run["whole"] for run in figures["runs"])
+    return next(run for run in figures["runs"] if run["whole"] == middle)

@@ -52,6 +52,7 @@ class Prompts:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._documents: dict[int, list[str]] = {}
+        self._made: dict[tuple[int, int], list[int]] = {}
 
     @classmethod
     def of_model(cls, model: str) -> Prompts:
@@ -69,19 +70,26 @@ class Prompts:
         return len(self._documents_of(length))
 
     def make(self, length: int, numbers: Sequence[int]) -> list[list[int]]:
-        """Prompts of exactly ``length`` tokens.
+        """Prompts of exactly ``length`` tokens; they are kept, for making them takes long.
 
         Raises:
             TooFewDocumentsError: a number beyond `count`.
         """
-        return [self._make(length, number) for number in numbers]
-
-    def _make(self, length: int, number: int) -> list[int]:
         documents = self._documents_of(length)
-        if number >= len(documents):
+        if max(numbers, default=-1) >= len(documents):
             raise TooFewDocumentsError(
                 f"only {len(documents)} documents of {length} tokens are installed here"
             )
+        missing = [number for number in numbers if (length, number) not in self._made]
+        if missing:  # in one call: the tokenizer takes all cores for it
+            texts = self.tokenizer([documents[n] for n in missing], add_special_tokens=False)
+            for number, text in zip(missing, texts.input_ids, strict=True):
+                self._made[length, number] = self._fitted(length, number, text)
+        return [self._made[length, number] for number in numbers]
+
+    def _fitted(self, length: int, number: int, text: list[int]) -> list[int]:
+        """The document ``text`` with its question, cut to the length."""
+        documents = self._documents_of(length)
         question = QUESTIONS[self.kind(number)]
         head, tail = "", ""
         if question is not None:
@@ -89,11 +97,10 @@ class Prompts:
             head = "<|im_start|>user\n"
             tail = f"\n\n{asked}<|im_end|>\n<|im_start|>assistant\n{begun}"
         before, after = self._encode(head), self._encode(tail)
-        text, room = self._encode(documents[number]), length - len(before) - len(after)
-        following = number
+        room, following = length - len(before) - len(after), number
         while len(text) < room:  # longer words than most
             following = (following + 1) % len(documents)
-            text += self._encode(documents[following])
+            text = text + self._encode(documents[following])
         return before + text[:room] + after
 
     def _encode(self, text: str) -> list[int]:

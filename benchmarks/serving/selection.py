@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
 
 from benchmarks.registry import Case
@@ -76,6 +77,11 @@ class Selection:
         return cls(**values | {"numbers": tuple(values["numbers"])})
 
 
+def wave_size(case: Case) -> int:
+    """Prompts of the case that are answered at a time; the first wave is as many numbers."""
+    return min(max(2 * case.requests, LEAST_WAVE), WAVE)
+
+
 def select(source: Prompts, case: Case, generate: Generate, seconds: float) -> Selection:
     """Try prompts one wave after the other until enough answers repeat little.
 
@@ -96,8 +102,7 @@ def select(source: Prompts, case: Case, generate: Generate, seconds: float) -> S
     while sum(share <= MOST_REPETITION for share, _ in found) < case.requests:
         if len(found) >= case.requests and time.monotonic() - began > seconds:
             break
-        size = min(max(2 * case.requests, LEAST_WAVE), WAVE)
-        wave = list(_wave(source, case, numbers, kinds, beginnings, size))
+        wave = list(_wave(source, case, numbers, kinds, beginnings))
         if not wave:
             break
         answers = generate([prompt for _, prompt in wave], case.tokens)
@@ -121,22 +126,17 @@ def _wave(
     numbers: Iterator[int],
     kinds: set[int] | None,
     beginnings: set[tuple[int, ...]],
-    size: int,
 ) -> Iterator[tuple[int, list[int]]]:
-    """The next ``size`` prompts of these kinds (None: all) whose beginning none had before."""
-    count = 0
-    for number in numbers:
-        if kinds is not None and source.kind(number) not in kinds:
-            continue
-        [prompt] = source.make(case.context, [number])
-        beginning = tuple(prompt[: MOST_SHARED_TOKENS + 1])
-        if beginning in beginnings:
-            continue
-        beginnings.add(beginning)
-        yield number, prompt
-        count += 1
-        if count == size:
-            return
+    """A wave of prompts of these kinds (None: all) whose beginning none had before."""
+    wanted = wave_size(case)
+    fitting = (n for n in numbers if kinds is None or source.kind(n) in kinds)
+    while some := list(islice(fitting, wanted)):
+        for number, prompt in zip(some, source.make(case.context, some), strict=True):
+            beginning = tuple(prompt[: MOST_SHARED_TOKENS + 1])
+            if beginning not in beginnings:
+                beginnings.add(beginning)
+                yield number, prompt
+                wanted -= 1
 
 
 def _best_kinds(found: Sequence[tuple[float, int]], kind_of: Callable[[int], int]) -> set[int]:

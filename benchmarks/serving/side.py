@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -18,15 +19,17 @@ from tqdm import tqdm
 from benchmarks import rows
 from benchmarks.registry import SHAPE_8B, Case
 from benchmarks.serving import shapes
+from benchmarks.serving.case_prompts import CasePrompts
 from benchmarks.serving.figures import Divergence
 from benchmarks.serving.measure import measure
-from benchmarks.serving.prompts import Prompts
 from benchmarks.serving.rescore import MARGIN, rescore
-from benchmarks.serving.selection import Selection, select
 from benchmarks.serving.server import ServingServer
 from benchmarks.serving.traffic import CAPACITY_REQUESTS, capacity, measure_traffic
 
-CHOSEN, RATES = "chosen.json", "rates.json"
+RATES = "rates.json"
+CLOSED_SECONDS = 8.0
+# The first server on a machine compiles kernels that the later ones find.
+STARTED = Path(tempfile.gettempdir()) / "vericache-bench-started"
 
 
 class SideError(RuntimeError):
@@ -70,7 +73,7 @@ class Options:
     flags: str
     replay: str
     repeats: int | None = None
-    closed_seconds: float = 0.0
+    closed_seconds: float = CLOSED_SECONDS
     select_seconds: float = 90.0
     traffic_seconds: float = 15.0
     capacity_requests: int = CAPACITY_REQUESTS
@@ -99,7 +102,9 @@ class SideRun:
         if options.shape is not None:
             folder = self.folder / f"shape-{options.shape}"
             self.model = str(shapes.write_shape(options.shape, folder))
-        self._prompts: Prompts | None = None
+        self._prompts = CasePrompts(
+            self.folder, self.model, options.shape, not side.plugin, options.select_seconds
+        )
 
     def measure(self, cases: Sequence[Case]) -> dict[str, str]:
         """Start the server, measure, stop it.
@@ -128,8 +133,15 @@ class SideRun:
         log = self.path.with_suffix(".log")
         replay = options.replay if simulated else None
         bar = tqdm(total=self._ticks(cases), desc=f"{side.name}: start", unit="step")
-        with bar, ServingServer(self.model, log, flags, side.plugin, replay) as server:
+        with (
+            bar,
+            self._prompts.preparing([case for case in cases if case.arrivals is None]),
+            ServingServer(self.model, log, flags, side.plugin, replay) as server,
+        ):
             record |= {"start_s": server.start_seconds, "simulated": server.simulated}
+            record["first_start"] = not STARTED.exists()
+            STARTED.touch()
+            self._prompts.wait()
             bar.update()
             for case in cases:
 
@@ -160,45 +172,14 @@ class SideRun:
 
     def _decode(self, server: ServingServer, case: Case, tick) -> dict[str, Any]:
         options = self.options
-        prompts, chosen = self._prompts_of(server, case, tick)
-        figures = measure(
-            server, case, prompts, options.repeats_of(case), options.closed_seconds, tick
-        )
-        if options.rescores and not self.side.plugin:
+        prompts, chosen = self._prompts.of(case, server, tick)
+        rescores = options.rescores and not self.side.plugin
+        repeats, seconds = options.repeats_of(case), options.closed_seconds
+        figures = measure(server, case, prompts, repeats, seconds, rescores, tick)
+        if rescores:
             figures["rescored"] = self._rescore(server, case, prompts, tick)
         server.flush()
         return figures | {"chosen": chosen}
-
-    def _prompts_of(
-        self, server: ServingServer, case: Case, tick
-    ) -> tuple[list[list[int]], dict[str, Any] | None]:
-        """The same for all sides: chosen by the first plain one, unless earlier."""
-        if self.options.shape is not None:
-            vocabulary = shapes.SHAPES[self.options.shape]["vocab_size"]
-            return shapes.random_prompts(case, vocabulary), None
-        if self._prompts is None:
-            self._prompts = Prompts.of_model(self.model)
-        place = self.folder / CHOSEN
-        known = json.loads(place.read_text()) if place.exists() else {}
-        choices = {name: Selection.from_json(values) for name, values in known.items()}
-        selection = choices.get(case.name)
-        if selection is None:
-            larger = next((choice for choice in choices.values() if choice.serves(case)), None)
-            if larger is not None:
-                selection = larger.first(self._prompts, case.requests)
-            elif self.side.plugin:
-                raise SideError(
-                    f"no prompts are chosen for {case.name}: measure a plain side first, or give "
-                    "--chosen"
-                )
-            else:
-                tick("choosing prompts")
-                seconds = self.options.select_seconds
-                selection = select(self._prompts, case, server.generate, seconds)
-                server.flush()
-            known[case.name] = selection.as_json()
-            place.write_text(json.dumps(known), encoding="utf-8")
-        return selection.prompts(self._prompts, case), selection.as_json()
 
     def _rescore(self, server: ServingServer, case: Case, prompts, tick) -> dict[str, Any]:
         """Of each of our sides the outputs it gave last, by this server."""

@@ -42,7 +42,8 @@ def test_newest():
     older = replace(ROW, value=1.0, date="2026-01-01")
     other_flags, other_gpu = replace(ROW, flags="--a"), replace(ROW, gpu="H200")
     other_metric = replace(ROW, metric="whole")
-    shown = tables.newest([ROW, other_flags, other_gpu, later, older, other_metric])
+    turned = replace(ROW, flags="--enable-vericache --vericache-draft-dtype int4 --dtype bfloat16")
+    shown = tables.newest([turned, ROW, other_flags, other_gpu, later, older, other_metric])
     assert shown == [later, other_flags, other_gpu, other_metric]
 
 

@@ -13,7 +13,15 @@ import pytest
 aiohttp = pytest.importorskip("aiohttp")
 from aiohttp import web  # noqa: E402
 
-from benchmarks.serving.client import INTERVAL, WATCHED, AnswerError, StreamingClient  # noqa: E402
+from benchmarks.serving import client  # noqa: E402
+from benchmarks.serving.client import (  # noqa: E402
+    INTERVAL,
+    WATCHED,
+    Answer,
+    AnswerError,
+    ClosedLoop,
+    StreamingClient,
+)
 
 COUNTERS = {"rounds": 3, "accepted": 6}
 
@@ -109,19 +117,39 @@ def test_short_answers_are_refused():
         StreamingClient(url).fixed_set([[1]], 23)
 
 
-def test_closed_loop():
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(client, "WARM_S", 0.2)
+    monkeypatch.setattr(client, "AFTER_S", 0.1)
+
+
+def test_closed_loop(quick):
     """Catches a request that is not replaced, and ones that go on after the end."""
     server = FakeServer()
     with server.running() as url:
         loop = StreamingClient(url).closed_loop([[0], [100], [200]], 20, seconds=0.3)
-    complete = [a for a in loop.answers if a.complete]
-    assert len(complete) > 6 and server.aborted
-    assert 0.3 <= loop.end - loop.start < 3
+    assert len(loop.complete) > 6 and server.aborted
+    assert loop.end - loop.start == pytest.approx(0.3)
+    first_tokens = [a.events[0][0] for a in loop.answers[:3]]
+    assert loop.start >= max(first_tokens) + 0.2
+    # Tokens that were under way at the end are known.
+    assert max(a.stream.ended for a in loop.answers) > loop.end
+    assert 1.0 < loop.running <= 3.0
+    inside = loop.inside
+    assert 0 < len(inside) < len(loop.answers)
+    assert all(a.started >= loop.start and a.stream.ended <= loop.end for a in inside)
     # The first ones are of unequal lengths, the others whole.
     lengths = [b["sampling_params"]["max_new_tokens"] for b in server.bodies]
     assert sorted(lengths[:3]) == [6, 13, 20] and set(lengths[3:]) == {20}
     firsts = {b["input_ids"][0] for b in server.bodies[3:]}
     assert firsts == {0, 100, 200}
+
+
+def test_how_many_run():
+    """Catches requests that wait for memory and count as running."""
+    whole = Answer(0.0, True, [(1.0, 1), (3.0, 9)], complete=True)
+    cut_off, waiting = Answer(0.0, True, [(5.0, 1), (5.5, 4)]), Answer(0.0, True)
+    assert ClosedLoop([whole, cut_off, waiting], 2.0, 6.0).running == pytest.approx((1 + 1) / 4)
 
 
 def test_closed_loop_of_a_broken_server():

@@ -6,12 +6,13 @@ import pytest
 
 from benchmarks.serving.figures import (
     Divergence,
-    NoSteadyStretchError,
     Stream,
     first_difference,
     percentiles,
+    rate_after_first,
     steady_rate,
     whole_rate,
+    window_rates,
 )
 
 
@@ -42,11 +43,25 @@ def test_chunks_do_not_matter(chunk):
 
 
 def test_no_steady_stretch():
-    """Catches a rate of requests that waited for each other's memory."""
-    with pytest.raises(NoSteadyStretchError, match="all at once"):
-        steady_rate([even(0.0, 100.0, 100), even(2.0, 100.0, 100)], warm_tokens=10)
-    with pytest.raises(NoSteadyStretchError):
-        steady_rate([even(0.0, 100.0, 20)], warm_tokens=32)
+    """Catches a rate of requests that did not run at once, and a case that is lost over it."""
+    apart = [even(0.0, 100.0, 100), even(2.0, 100.0, 100)]
+    assert steady_rate(apart, warm_tokens=10) is None and whole_rate(apart) > 0
+    assert steady_rate([even(0.0, 100.0, 20)], warm_tokens=32) is None
+
+
+def test_windows():
+    """Catches windows that overlap or leave tokens out, and answers in turn that do not add up."""
+    one_by_one = [even(0.0, 100.0, 200, 8), even(2.0, 100.0, 200, 8), even(4.0, 50.0, 200, 8)]
+    rates = window_rates(one_by_one, 1.0, 7.0, 3)
+    assert rates == pytest.approx([100.0, 75.0, 50.0], rel=0.08)
+    total = sum(s.tokens_at(7.0) - s.tokens_at(1.0) for s in one_by_one)
+    assert sum(2.0 * rate for rate in rates) == pytest.approx(total)
+
+
+def test_lone_rate_leaves_the_first_token_out():
+    """Catches the time to the first token in a decode rate."""
+    assert rate_after_first(Stream(0.0, ((5.0, 1), (6.0, 51), (7.0, 101)))) == 50.0
+    assert rate_after_first(Stream(0.0, ((5.0, 1),))) is None
 
 
 def test_latencies():

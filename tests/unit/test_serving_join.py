@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 
 import pytest
 
@@ -13,7 +14,8 @@ def figures(rates, outputs, **more) -> dict:
     runs = [
         {
             "steady": rate,
-            "whole": rate * 0.9,
+            "whole": 100.0 if rate is None else rate * 0.9,
+            "after_first": rate * 0.95 if len(outputs) == 1 else None,
             "tokens_per_round": more.get("per_round"),
             "phases_s": {},
             "first_token_s": [0.1, 0.2],
@@ -26,7 +28,7 @@ def figures(rates, outputs, **more) -> dict:
         "requests": len(outputs),
         "tokens": 4,
         "prefill_s": 1.0,
-        "first_whole": rates[0] * 0.8,
+        "first_whole": 80.0,
         "runs": runs,
         "outputs": outputs,
         "repetition": [0.1, 0.5],
@@ -48,7 +50,7 @@ def write(folder, number: int, name: str, cases: dict, **more) -> None:
         "start_s": more.get("start_s", 90.0),
         "simulated": more.get("simulated"),
         "cases": cases,
-        "failed": {},
+        "failed": more.get("failed", {}),
     }
     (folder / f"run-{number:02d}-{name}.json").write_text(json.dumps(record))
 
@@ -75,9 +77,10 @@ def test_decode_rows(tmp_path):
     assert row.flags == "--common --enable-vericache" and row.commit == "abc1234"
     assert row.simulated_acceptance is None and row.date == "2026-01-02"
     for part in (
+        "fixed set, rate while all run, from token 32",
         "3 runs (290-310), baseline 4 runs (96.00-102.00)",
         "plain, ours, plain",
-        "with the ragged end",
+        "from sending to the last token 270 to 86 tokens/s (3.12x)",
         "first token p50/p99 100.0/200.0 ms",
         "between tokens p50/p99 0.0/50.0 ms",
         "1 of 2 baseline outputs repeat at most 30%",
@@ -85,9 +88,74 @@ def test_decode_rows(tmp_path):
         "1 of 2 outputs part from the baseline's",
     ):
         assert part in row.note, part
+    whole = found["smol-1k-x32", "fixed_set_rate"]  # not only the stretch in which all of it ran
+    assert (whole.value, whole.baseline) == (270, pytest.approx(89.1))
     start = found["start-up", "start_up"]
     assert (start.value, start.baseline, start.unit) == (95.0, 90.0, "s")
     assert "0.98 wanted" in summary([("serving.jsonl", row)])
+
+
+def closed(rates, **more) -> dict:
+    loop = {
+        "rates": rates,
+        "seconds": 8.0,
+        "complete": 40,
+        "running": 1.9,
+        "tokens_per_round": 9.0,
+        "first_token_s": [0.3, 0.4],
+        "between_tokens_s": None,
+    }
+    return {"closed": loop | more}
+
+
+def test_the_closed_loop_counts(tmp_path):
+    """Catches a fixed set in place of the loop, on one side or on both."""
+    plain = figures([100], PLAIN, besides=closed([50.0, 60.0, 70.0, 80.0], running=2.0))
+    write(tmp_path, 0, "plain", {"c": plain})
+    ours = figures([None, 210], OURS, besides=closed([130.0, 90.0, 110.0, 130.0]))
+    write(tmp_path, 1, "ours", {"c": ours})
+    row = rows(tmp_path)["c", "decode_rate"]
+    assert (row.value, row.baseline, row.tokens_per_round) == (120, 65, 9.0)
+    for part in (
+        "closed loop: 2 clients",
+        "8 s are counted from 1 s after all have begun",
+        "4 windows (90.00-130.00), baseline 4 windows (50.00-80.00)",
+        "on average 1.9 requests (baseline 2.0); 40 complete",
+        "with the flag no stretch in which all of it run",
+        "first token p50/p99 300.0/400.0 ms",
+    ):
+        assert part in row.note, part
+    write(tmp_path, 2, "plain", {"c": figures([100], PLAIN)})
+    # Without a loop on both sides the fixed set stands, as a whole where not all of it ever ran.
+    row = rows(tmp_path)["c", "decode_rate"]
+    assert ("c", "fixed_set_rate") not in rows(tmp_path)
+    assert "prefixes cached; fixed set, from sending to the last token; 2 runs" in row.note
+    assert (row.value, row.baseline) == (statistics.median([100.0, 189.0]), 90)
+
+
+def test_a_lone_request(tmp_path):
+    """Catches the time to the first token in the rate of a lone request."""
+    write(tmp_path, 0, "plain", {"c": figures([100, 104], PLAIN[:1])})
+    write(tmp_path, 1, "ours", {"c": figures([200], OURS[:1])})
+    row = rows(tmp_path)["c", "decode_rate"]
+    assert (row.value, row.baseline) == (190, pytest.approx(96.9))
+    assert "from the first token to the last" in row.note and "all of it run" not in row.note
+
+
+def test_a_start_that_compiles_is_no_start_up(tmp_path):
+    """Catches a gain in start-up over a server that compiled kernels for both."""
+    write(tmp_path, 0, "plain", {"c": figures([100], PLAIN)}, start_s=149.0)
+    write(tmp_path, 1, "ours", {"c": figures([100], OURS)}, start_s=113.0)
+    assert ("start-up", "start_up") not in rows(tmp_path)
+    write(tmp_path, 2, "plain", {"c": figures([100], PLAIN)}, start_s=100.0)
+    start = rows(tmp_path)["start-up", "start_up"]
+    assert (start.value, start.baseline) == (113, 100) and "none the first" in start.note
+
+
+def test_failures_are_told(tmp_path):
+    """Catches a comparison that does not say what it lacks."""
+    write(tmp_path, 0, "plain", {"c": figures([100], PLAIN)}, failed={"d": "too large"})
+    assert Comparison(tmp_path).failures == ["plain: d: too large"]
 
 
 def test_the_best_baseline_counts(tmp_path):

@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 
 from benchmarks.registry import REPLAY, Case
-from benchmarks.serving import side
+from benchmarks.serving import case_prompts, side
 from benchmarks.serving.side import Options, Side, SideError, SideRun
 
 CASE = Case("one", "", "", 80, 2, None, "serving", repeats=1)
@@ -40,11 +40,12 @@ class Server:
 
 
 @pytest.fixture(autouse=True)
-def fakes(monkeypatch):
+def fakes(monkeypatch, tmp_path):
     monkeypatch.setenv("VERICACHE_COMMIT", "abcdef1")
     monkeypatch.setattr(Server, "started", [])
     monkeypatch.setattr(Server, "alive", True)
     monkeypatch.setattr(side, "ServingServer", Server)
+    monkeypatch.setattr(side, "STARTED", tmp_path / "started")
     monkeypatch.setattr(side, "device_name", lambda: "H100")
     monkeypatch.setattr(side, "version", lambda name: "0.5.23")
     monkeypatch.setattr(side, "measure", lambda *_: {"runs": [], "outputs": [[1]]})
@@ -93,6 +94,29 @@ def test_a_case_that_fails(tmp_path, monkeypatch):
     assert list(record["cases"]) == ["other"] and "too large" in record["failed"]["one"]
 
 
+def test_the_first_start_on_a_machine_says_so(tmp_path):
+    """Catches a start that compiles kernels and counts as any other."""
+    for one in (PLAIN, OURS):
+        SideRun(one, options(tmp_path)).measure([CASE])
+    records = [record for _, record in side.read_runs(tmp_path)]
+    assert [record["first_start"] for record in records] == [True, False]
+
+
+def test_only_rescoring_asks_for_half_as_many(tmp_path, monkeypatch):
+    """Catches device time for a figure that no row shows."""
+    asked = []
+
+    def measure(server, case, prompts, repeats, seconds, itself, tick):
+        asked.append(itself)
+        return {"outputs": []}
+
+    monkeypatch.setattr(side, "measure", measure)
+    for one, rescores in ((PLAIN, False), (OURS, True), (PLAIN, True)):
+        monkeypatch.setattr(SideRun, "_rescore", lambda *_: {})
+        SideRun(one, options(tmp_path, rescores=rescores)).measure([CASE])
+    assert asked == [False, False, True]
+
+
 def test_a_server_that_ends(tmp_path, monkeypatch):
     """Catches cases that are sent to nobody."""
     monkeypatch.setattr(Server, "alive", False)
@@ -102,7 +126,7 @@ def test_a_server_that_ends(tmp_path, monkeypatch):
 
 def test_ours_chooses_no_prompts(tmp_path, monkeypatch):
     """Catches prompts that are chosen by the answers of the server that they are to test."""
-    monkeypatch.setattr(side.Prompts, "of_model", classmethod(lambda cls, model: None))
+    monkeypatch.setattr(case_prompts.Prompts, "of_model", lambda model: None)
     real = replace(options(tmp_path), model=str(tmp_path / "model"))
     failed = SideRun(OURS, real).measure([CASE])
     assert "no prompts are chosen for one" in failed["one"]

@@ -1,0 +1,68 @@
+"""Which rate stands for a case: the first of these that all of its figures have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.serving.client import WARM_S
+from benchmarks.serving.figures import WARM_TOKENS
+from benchmarks.serving.measure import median_run
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Basis:
+    """A way to say how fast a case went.
+
+    Attributes:
+        unit: what one of its rates is of.
+        rates: of one server's figures, in tokens a second; None among them where one is undefined.
+        told: what was timed, for a row's note.
+    """
+
+    unit: str
+    rates: Callable[[Record], Sequence[float | None]]
+    told: Callable[[Record], str]
+
+    def among(self, figures: Record) -> list[float]:
+        return [rate for rate in self.rates(figures) if rate is not None]
+
+    def holds(self, figures: Record) -> bool:
+        rates = self.rates(figures)
+        return bool(rates) and None not in rates
+
+    def run(self, figures: Record) -> Record:
+        """Where the latencies and the tokens a round of it are."""
+        return figures["closed"] if self is CLOSED else median_run(figures)
+
+
+def basis_of(figures: Sequence[Record]) -> Basis:
+    """The same for both sides of a comparison."""
+    return next(basis for basis in BASES if all(basis.holds(f) for f in figures))
+
+
+def _each_run(key: str) -> Callable[[Record], list[float | None]]:
+    return lambda figures: [run.get(key) for run in figures["runs"]]
+
+
+def _closed_told(figures: Record) -> str:
+    count, seconds = figures["requests"], figures["closed"]["seconds"]
+    return (
+        f"closed loop: {count} clients, each sends its prompt again once its answer is complete; "
+        f"{seconds:g} s are counted from {WARM_S:g} s after all have begun, the first answers are "
+        "of unequal lengths so that they are not in step"
+    )
+
+
+LONE = Basis("runs", _each_run("after_first"), lambda _: "rate from the first token to the last")
+CLOSED = Basis("windows", lambda figures: figures.get("closed", {}).get("rates", ()), _closed_told)
+ALL_RUN = Basis(
+    "runs",
+    _each_run("steady"),
+    lambda _: f"fixed set, rate while all run, from token {WARM_TOKENS} on",
+)
+WHOLE = Basis("runs", _each_run("whole"), lambda _: "fixed set, from sending to the last token")
+BASES = (LONE, CLOSED, ALL_RUN, WHOLE)
