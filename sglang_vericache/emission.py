@@ -19,6 +19,9 @@ from sglang_vericache.verify.verifier import Verified
 class Emission:
     """Starts with nothing: a request that is added nowhere keeps its pending token.
 
+    Nothing here waits for the device. A number assigned through an index tensor would: torch
+    copies it there from pageable memory.
+
     Args:
         pending: ``[bs]`` the tokens whose KV is not computed yet.
         width: most tokens that a request can yield.
@@ -46,7 +49,7 @@ class Emission:
             plain: places of the requests that will yield ``plain_steps`` tokens each.
         """
         if plain is not None:
-            self.yields[plain] = plain_steps
+            self.yields.index_fill_(0, plain, plain_steps)
         self._new_lengths = self._lengths + self.yields
         if self._on_publish is not None:
             self._on_publish(self._new_lengths)
@@ -60,7 +63,7 @@ class Emission:
     def add_plain(self, index: torch.Tensor, indices: Sequence[int], plain: PlainTokens) -> None:
         steps = plain.tokens.shape[1]
         self.tokens[index, :steps] = plain.tokens
-        self.yields[index] = steps
+        self.yields.index_fill_(0, index, steps)
         self.pending[index] = plain.tokens[:, -1]
         if steps == 1:
             size, width = self.tokens.shape

@@ -54,6 +54,7 @@ def validate_server(settings: Any) -> str | None:
         ("enable_two_batch_overlap", "--enable-two-batch-overlap"),
         ("enable_pdmux", "--enable-pdmux"),
         ("enable_lmcache", "--enable-lmcache"),
+        ("enable_mis", "--enable-mis"),
         ("enable_flexkv", "--enable-flexkv"),
         ("enable_hisparse", "--enable-hisparse"),
         ("enable_unified_memory", "--enable-unified-memory"),

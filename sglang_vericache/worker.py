@@ -30,6 +30,7 @@ from sglang_vericache.kernels.layer_buffers import LayerBuffers
 from sglang_vericache.metrics import DraftCounters, RowBytes
 from sglang_vericache.phase_clock import PhaseClock
 from sglang_vericache.plain.decoder import decode_plainly
+from sglang_vericache.plain.score_only import mark_scoring
 from sglang_vericache.plugin import applied_hooks
 from sglang_vericache.pool.sizing import create_pool, create_rows, main_row_bytes
 from sglang_vericache.request_options import options_of
@@ -171,6 +172,7 @@ class VeriCacheWorker(BaseSpecWorker):
     def _extend(self, batch: ScheduleBatch, on_publish) -> GenerationBatchResult:
         self.pace.interrupt()
         self.rotation.before_extend(batch)
+        mark_scoring(batch)
         with self.capture.during(self._capture_ranges(batch)):
             result = self.target_worker.forward_batch_generation(batch)
         result.new_seq_lens = batch.seq_lens

@@ -31,10 +31,12 @@ class _Step:
     Attributes:
         plain_steps: tokens that every request decodes plainly; 0 when some request drafts.
         ends_round: tokens drafted so far are verified in it, or there are none.
+        whole: it may draft a whole round.
     """
 
     load: Load
     horizon: int
+    whole: bool
     usual: bool = True
     plain_steps: int = 0
     ends_round: bool = True
@@ -69,8 +71,9 @@ class _Durations:
         self._latest[key].append(seconds)
 
     def usual(self, key: Hashable) -> float | None:
-        latest = self._latest.get(key)
-        return statistics.median(latest) if latest else None
+        """Their median, or None before there are two: the first may be of anything."""
+        latest = self._latest.get(key, ())
+        return statistics.median(latest) if len(latest) > 1 else None
 
 
 class Pace:
@@ -117,7 +120,8 @@ class Pace:
             self._choice = self._choose(load)
         else:
             load = self._last.load  # of the round, which goes on
-        self._last, self._began = _Step(load, self._choice.horizon), now
+        whole = self._choice.share >= self._choice.horizon
+        self._last, self._began = _Step(load, self._choice.horizon, whole), now
         self._steps.append(self._last)
         return self._choice
 
@@ -192,7 +196,9 @@ class Pace:
             return
         if last.plain_steps:
             self._plain_seconds.add(last.load, self._seconds / last.plain_steps)
-        else:
+        elif last.whole:
+            # Not of rounds in parts: where the host is what takes time, parts take more of it, and
+            # would ask for more parts.
             self._round_seconds.add((last.load, last.horizon), self._seconds)
         assert self.controller is not None
         self.controller.observe(last.load, last.horizon, self._seconds, self._tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -30,6 +31,18 @@ def test_query(query):
         assert query.count(opened) == query.count(closed)
     labels = set(re.findall(r"by \(([a-z]+)\)", query)) - {"le", "instance"}
     assert labels <= {metric.label for metric in METRICS}
+
+
+def test_the_picture_asks_the_same():
+    """Catches a variable that only Grafana would know how to fill in."""
+    spec = importlib.util.spec_from_file_location("picture", MONITORING / "picture.py")
+    picture = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(picture)
+    for query in QUERIES:
+        assert "$" in query and "$" not in picture.filled(query)
+    scrape = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())["global"]
+    # Grafana's $__rate_interval is four scrapes.
+    assert picture.RATE_INTERVAL == f"{4 * int(scrape['scrape_interval'].rstrip('s'))}s"
 
 
 def test_every_metric_is_shown():

@@ -46,6 +46,7 @@ def test_plain_server_is_fine():
         ("speculative_algorithm", "EAGLE", "--speculative-algorithm EAGLE: it accepts no other"),
         ("enable_mixed_chunk", True, "--enable-mixed-chunk: leave that flag out"),
         ("enable_dp_attention", True, "--enable-dp-attention: leave that flag out"),
+        ("enable_mis", True, "--enable-mis: leave that flag out"),
         ("enable_hierarchical_cache", True, "--enable-hierarchical-cache: leave that flag out"),
     ],
 )
