@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -18,6 +20,13 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_S = 0.2
 # While a copy is under way its event is looked at this often.
 _LOOK_S = 0.0005
+
+
+def _said(error: BaseException) -> str:
+    """What was raised, and where: one line, as there may be one for every fetch."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{os.path.basename(last.filename)}:{last.lineno}"
+    return f"{type(error).__name__}: {error} ({where})"
 
 
 class Copier(Protocol):
@@ -69,7 +78,7 @@ class LoaderThread(threading.Thread):
                 self._start()
         except BaseException as error:
             self.death = error
-            logger.exception("the loader thread ends")
+            logger.error("the loader thread ends: %s", _said(error))
         finally:
             self._channel.close()
 
@@ -112,9 +121,8 @@ class LoaderThread(threading.Thread):
         try:
             self._copier.submit(begun)
         except Exception as error:
-            logger.exception("a fetch failed")
             for job in begun:
                 job.end(failed=True)
-                self._channel.send(Failed(job.number, f"{type(error).__name__}: {error}"))
+                self._channel.send(Failed(job.number, _said(error)))
             return
         self._under_way.extend(begun)

@@ -11,6 +11,7 @@ import pytest
 from breadth import MIN_CONTEXT, breadth_phases
 from cases import Answers, Call, Phase
 from depth import ChatPrompts, depth_phases
+from rotation_load import together
 from servers import server
 from tiny_model import make_tiny_model
 
@@ -65,6 +66,11 @@ def make_reference(model: Path, flags, phases: Phases, log: Path) -> Reference:
 @pytest.fixture(scope="session")
 def tiny_reference(tiny_model, logs) -> Reference:
     return make_reference(tiny_model, TINY_FLAGS, breadth_phases, logs / "tiny-reference.log")
+
+
+@pytest.fixture(scope="session")
+def offload_reference(tiny_model, logs) -> Reference:
+    return make_reference(tiny_model, TINY_FLAGS, together, logs / "offload-reference.log")
 
 
 @pytest.fixture(scope="session")

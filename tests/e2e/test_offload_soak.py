@@ -12,10 +12,10 @@ import pytest
 from breadth import ANY_END, tokens
 from cases import Call
 from compare import judge
-from conftest import TINY_FLAGS, make_reference
+from conftest import TINY_FLAGS
+from rotation_load import OFFLOAD, abort_soon, assert_rotated, assert_same, pool
 from servers import server
 from test_interruptions import settle
-from test_offload import OFFLOAD, abort_soon, assert_rotated, assert_same, pool, together
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
@@ -35,9 +35,9 @@ def resident() -> int:
     return total
 
 
-def test_half_an_hour(tiny_model, logs):
+def test_half_an_hour(tiny_model, logs, offload_reference):
     """Every answer is the reference's, nothing is left between the waves, and memory stays."""
-    reference = make_reference(tiny_model, TINY_FLAGS, together, logs / "soak-reference.log")
+    reference = offload_reference
     rng, sizes = random.Random(5), []
     with server(tiny_model, logs / "soak.log", (*TINY_FLAGS, *OFFLOAD, *pool(4))) as client:
         ends = time.monotonic() + SOAK_S
