@@ -61,15 +61,20 @@ def test_every_process_controls(running):
         assert running.switch(on)["drafting"] is on is running.status()["drafting"]
 
 
-def settled(running, expected: int) -> Samples:
-    """A scrape that has counted ``expected`` rounds: a response is sent before its last step is
-    exported."""
+def settled(running, rounds: int, plain: int) -> Samples:
+    """A scrape that has counted so many rounds and plain tokens: a response is sent before its
+    last step is exported."""
     for _ in range(50):
         samples = Samples(running.url)
-        if samples.value(PREFIX + "rounds_total") >= expected:
+        counted = (samples.value(PREFIX + "rounds_total"), plain_tokens(samples))
+        if counted[0] >= rounds and counted[1] >= plain:
             return samples
         time.sleep(0.1)
-    raise AssertionError(f"{samples.value(PREFIX + 'rounds_total')} rounds of {expected}")
+    raise AssertionError(f"{counted} rounds and plain tokens of {rounds} and {plain}")
+
+
+def plain_tokens(samples: Samples) -> float:
+    return sum(samples.by(PREFIX + "plain_tokens_total", "reason").values())
 
 
 def test_metrics_agree_with_the_responses(running):
@@ -86,7 +91,8 @@ def test_metrics_agree_with_the_responses(running):
         Call("penalty", tokens(1, 120), 20, ANY_END | {"frequency_penalty": 1.0}),
         Call("short", tokens(2, 20), 30, ANY_END),
     ]
-    before = settled(running, running.status()["totals"]["rounds"])
+    totals = running.status()["totals"]
+    before = settled(running, totals["rounds"], sum(totals["plain"].values()))
     running.client.flush()
     with ThreadPoolExecutor(4) as pool:
         replies = list(
@@ -95,7 +101,11 @@ def test_metrics_agree_with_the_responses(running):
     total = DraftCounters()
     for reply in replies:
         total.add(info(reply))
-    after = settled(running, int(before.value(PREFIX + "rounds_total")) + total.rounds)
+    after = settled(
+        running,
+        int(before.value(PREFIX + "rounds_total")) + total.rounds,
+        int(plain_tokens(before)) + sum(total.plain.values()),
+    )
 
     def grown(name: str) -> float:
         return after.value(PREFIX + name) - before.value(PREFIX + name)
