@@ -61,9 +61,9 @@ class Emission:
         self.pending[index] = last[:, 0]
 
     def add_plain(self, index: torch.Tensor, indices: Sequence[int], plain: PlainTokens) -> None:
+        """Precondition: `publish` was told of them."""
         steps = plain.tokens.shape[1]
         self.tokens[index, :steps] = plain.tokens
-        self.yields.index_fill_(0, index, steps)
         self.pending[index] = plain.tokens[:, -1]
         if steps == 1:
             size, width = self.tokens.shape

@@ -204,7 +204,7 @@ class VeriCacheWorker(BaseSpecWorker):
         plan = self._plan(batch, states, reasons, committed, choice)
         self.rotation.check(batch.reqs, states, plan)
         plain_steps = self._plain_steps(plan, states, committed, choice)
-        self.pace.planned(plain_steps if plan.only_plain and plan.plain else 0, plan.ends_round)
+        self.pace.planned(plain_steps if plan.only_plain else 0, plan.ends_round)
         account = StepAccount(states, committed, reasons, plan, plain_steps)
 
         # SGLang's own path sets this in TpModelWorker; ours goes past it to the model runner.
@@ -259,11 +259,7 @@ class VeriCacheWorker(BaseSpecWorker):
         choice: Choice,
     ) -> int:
         """Tokens to decode plainly in this step, one after the other."""
-        if (
-            not plan.plain
-            or not plan.only_plain
-            or any(states[i].token_by_token for i in plan.plain)
-        ):
+        if not plan.only_plain or any(states[i].token_by_token for i in plan.plain):
             return 1
         # The rotary embedding and the row end with the context.
         room = self.max_position + 1 - max(committed[i] for i in plan.plain)

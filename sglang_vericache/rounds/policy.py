@@ -51,7 +51,7 @@ class RoundPlan:
 
     @property
     def only_plain(self) -> bool:
-        return not self.draft and not self.verify
+        return bool(self.plain) and not self.draft and not self.verify
 
 
 def plan_step(

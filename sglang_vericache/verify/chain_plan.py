@@ -73,9 +73,7 @@ class ChainPlan:
         self._last_page = torch.ones(size, dtype=torch.int32).pin_memory()
 
     def fits(self, committed: Sequence[int]) -> bool:
-        padding = self.size - len(committed)
-        needed = sum(committed) + self.width * len(committed) + self.width * padding
-        return needed <= self.kv_indices.numel()
+        return sum(committed) + self.width * self.size <= self.kv_indices.numel()
 
     def plan(self, committed: Sequence[int]) -> None:
         """Plan a pass over requests of so many committed tokens; padding has none.

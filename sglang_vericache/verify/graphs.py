@@ -105,7 +105,7 @@ class VerifyGraphs:
         Args:
             committed: tokens of its requests whose KV is computed.
         """
-        at, column = bisect.bisect_left(self.sizes, len(committed)), 0
+        at = bisect.bisect_left(self.sizes, len(committed))
         column = bisect.bisect_left(self.widths, width)
         if at == len(self.sizes) or column == len(self.widths):
             return None
