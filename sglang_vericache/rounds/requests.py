@@ -103,10 +103,8 @@ class RunningRequests:
             return
         # Who never drafts, because one token is asked for, leaves it to those with its prefix.
         observation = self.observed(req.rid)
-        if observation is not None:
-            holder = next((node for node in path if node.end >= observation.end), None)
-            if holder is not None:
-                self.views.spans.remember(holder.node_id, observation)
+        if observation is not None and path and path[-1].end >= len(req.origin_input_ids):
+            self.views.remember(path, observation)
 
     def on_release(self, req: Req) -> None:
         self.forget(req.rid)

@@ -282,6 +282,23 @@ class ViewBuilder:
                 return found
         return None
 
+    def remember(self, path: Sequence[PathNode], computed: Observation) -> None:
+        """Keep the queries through which a prompt would be scored, with the node that they end in.
+
+        What is kept with the nodes before it is taken up: alone, the few tokens of a next turn
+        would stand in its way.
+        """
+        watch = self.scorer.watch
+        ends = (depth for depth, node in enumerate(path) if node.end >= computed.end)
+        depth = next(ends, None)
+        if watch is None or depth is None:
+            return
+        holder = path[depth]
+        known = self._stored(path[: depth + 1], holder.end)
+        choice = watch.choose(computed, known, holder.end)
+        if choice.observation is not None:
+            self.spans.remember(holder.node_id, choice.observation)
+
     def _choose_queries(
         self, computed: Observation | None, stored: Observation | None, end: int
     ) -> _Queries:

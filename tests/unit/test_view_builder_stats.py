@@ -54,6 +54,28 @@ def test_the_next_turn_joins_both(world):
     assert torch.equal(known.moments.variance, wanted.variance)
 
 
+@pytest.mark.parametrize("checkpoints", [1, 2])
+def test_a_checkpoint_before_the_first_round_joins_both(world, checkpoints):
+    """Catches the few tokens of a next turn kept alone with its node, where they hide the first
+    turn's from the request itself and from all that follow."""
+    first, second = seen(0, 500), seen(500, 520)
+    world.views.close(world.open(1, 500, [world.node(7, 0, 500)], first))
+    path = [world.node(7, 0, 500), world.node(8, 500, 520)]
+    for _ in range(checkpoints):
+        world.views.remember(path, second)
+    assert world.spans.observation(8).count == 516
+    world.open(1, 520, path, second)
+    assert counts(world) == (1, 1, 0)
+    assert world.spans.observation(8).count == 516
+
+
+def test_too_few_queries_are_not_kept(world):
+    """Catches a node that seems to know something, and hides those above it."""
+    world.views.remember([world.node(7, 0, 520)], seen(517, 520))
+    assert world.spans.observation(7) is None
+    assert not world.spans.nodes()
+
+
 def test_an_identical_prompt_after_its_span_was_evicted(world):
     """Catches statistics that go with the span: all but one token come from the radix cache, so
     there are no others."""
