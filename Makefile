@@ -2,6 +2,7 @@
 #
 # VENV=DIR reuses an environment that has the pinned SGLang; otherwise .venv is made here.
 # VERICACHE_CACHE=DIR holds the demo's model (default .cache).
+# WORKERS=1 runs one test at a time: half the memory, twice the time.
 
 PINNED := $(shell sed -n 's/.*"sglang==\([^"]*\)".*/\1/p' pyproject.toml)
 
@@ -27,7 +28,7 @@ STAMP := $(ENV)/.sglang-vericache-setup
 DOCS_STAMP := $(ENV)/.sglang-vericache-docs
 
 # The same kernel tests once more, through Triton's interpreter instead of the torch references.
-INTERPRETED_KERNELS = TRITON_INTERPRET=1 $(PY) -m pytest -m 'not gpu' tests/kernels
+INTERPRETED_KERNELS = TRITON_INTERPRET=1 $(PY) -m pytest $(IN_PARALLEL) -m 'not gpu' tests/kernels
 
 .PHONY: setup demo test test-long lint docs FORCE
 
@@ -59,6 +60,11 @@ $(STAMP): pyproject.toml Makefile
 # With this set, tests that lack the oracle fail instead of being skipped.
 PYTEST := VERICACHE_REQUIRE_KVPRESS=1 $(PY) -m pytest
 
+# Starting a server keeps one core busy for half a minute. The tests of a file share servers, and
+# those that start any come first by name, so that the short ones fill up the end.
+WORKERS ?= 2
+IN_PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25
+
 demo: setup
 	$(PY) -m sglang_vericache demo
 
@@ -77,12 +83,12 @@ lint: setup
 
 test: lint
 	$(PY) -m sglang_vericache.demo.model
-	$(PYTEST) -m 'not gpu and not long'
+	$(PYTEST) $(IN_PARALLEL) -m 'not gpu and not long'
 	$(INTERPRETED_KERNELS)
 
 test-long: lint
 	$(PY) -m sglang_vericache.demo.model
-	$(PYTEST) -m 'not gpu'
+	$(PYTEST) $(IN_PARALLEL) -m 'not gpu'
 	$(INTERPRETED_KERNELS)
 
 # Some pages are read from the code, so they are built where it can be imported.

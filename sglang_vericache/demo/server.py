@@ -136,21 +136,20 @@ class Server:
             return False
 
     def _stop(self) -> None:
-        self._signal(signal.SIGTERM)
+        # To the first process alone, which ends the others: a scheduler that goes by itself looks
+        # to it like a crash.
+        self._process.terminate()
         try:
             self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             pass
         # The children of a server that ended by itself may live on.
-        self._signal(signal.SIGKILL)
-        self._process.wait()
-        self._memory.stop()
-
-    def _signal(self, number: int) -> None:
         try:
-            os.killpg(self._process.pid, number)
+            os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
+        self._process.wait()
+        self._memory.stop()
 
     def log_tail(self) -> str:
         """The last lines of its log, to follow a sentence that says what went wrong."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from breadth import ANY_END, tokens
-from cases import ANYTHING, Call, Phase
 from compare import judge
 from conftest import DRAFT_FLAGS, TINY_FLAGS
 from servers import server
@@ -24,37 +22,25 @@ OURS = {
 }
 
 
-def phases(base):
-    prompts = {f"off/{n}": tokens(2000 + n, n) for n in (40, 300, 900)}
-    calls = [Call(name, prompt, 40, ANY_END, expect=ANYTHING) for name, prompt in prompts.items()]
-    yield Phase("flag off", calls, 3)
-
-
-def settings(client) -> dict:
+def settings(info: dict) -> dict:
     """Resolved settings as the info endpoint shows them."""
-    info = client.info()
     merged = info | info["internal_states"][0]
     return {key: value for key, value in merged.items() if key not in VOLATILE}
 
 
-def test_installed_equals_excluded(tiny_model, logs):
+def test_installed_equals_excluded(tiny_references, logs):
     """Also: with the flag, SGLang resolves everything that is not ours as it would without."""
-    reference: dict = {}
-    with server(
-        tiny_model, logs / "excluded.log", TINY_FLAGS, plugin=False, with_gaps=True
-    ) as client:
-        client.run(phases, reference)
-        excluded = settings(client)
-    calls = [call for phase in phases(reference) for call in phase.calls]
-    with server(tiny_model, logs / "installed.log", TINY_FLAGS) as client:
-        answers = client.run(phases, reference)
-        installed = settings(client)
-        assert "vericache" not in client.info()["internal_states"][0]
-    assert not judge(calls, reference, answers).mismatches
+    reference = tiny_references["flag off"]
+    excluded = settings(reference.info)
+    with server(reference.model, logs / "installed.log", TINY_FLAGS) as client:
+        info = client.info()
+        answers = client.run(reference.phases, reference.answers)
+    assert "vericache" not in info["internal_states"][0]
+    assert not judge(reference.calls, reference.answers, answers).mismatches
     assert all(answer.info is None for answer in answers.values())
-    assert installed == excluded
-    with server(tiny_model, logs / "flagged.log", (*TINY_FLAGS, *DRAFT_FLAGS)) as client:
-        flagged = settings(client)
+    assert settings(info) == excluded
+    with server(reference.model, logs / "flagged.log", (*TINY_FLAGS, *DRAFT_FLAGS)) as client:
+        flagged = settings(client.info())
     differing = {key for key in excluded | flagged if excluded.get(key) != flagged.get(key)}
     # SGLang reports this average for any speculative algorithm.
     assert differing - {"vericache", "avg_spec_accept_length"} <= OURS, differing

@@ -7,22 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from breadth import ANY_END, tokens
-from cases import Call, Phase
 from compare import judge
 from conftest import DRAFT_FLAGS, TINY_FLAGS
 from servers import server
+from short_phases import SURVIVORS, VICTIM
 
 pytestmark = pytest.mark.e2e
 
-VICTIM = Call("victim", tokens(77, 700), 900, ANY_END)
-SURVIVORS = [Call(f"survivor/{n}", tokens(90 + n, n), 120, ANY_END) for n in (200, 500, 1000)]
 # Staggering makes most of a request's time "drafted, not verified".
 FLAGS = (*TINY_FLAGS, *DRAFT_FLAGS, "--vericache-horizon", "8", "--vericache-stagger", "2")
-
-
-def phases(base):
-    yield Phase("interruptions", [VICTIM, *SURVIVORS], 4)
 
 
 def start_victim(client, rid: str):
@@ -43,14 +36,10 @@ def settle(client) -> dict:
     raise AssertionError(f"a request is still there: {status}")
 
 
-def test_disconnect_abort_and_flush(tiny_model, logs):
+def test_disconnect_abort_and_flush(tiny_references, logs):
     """What an interrupted request held is given back, and its neighbours notice nothing."""
-    reference: dict = {}
-    with server(
-        tiny_model, logs / "interruptions-reference.log", TINY_FLAGS, plugin=False, with_gaps=True
-    ) as client:
-        client.run(phases, reference)
-    with server(tiny_model, logs / "interruptions.log", FLAGS) as client:
+    reference = tiny_references["interruptions"]
+    with server(reference.model, logs / "interruptions.log", FLAGS) as client:
         for how in ("disconnect", "abort", "abort while drafting"):
             with ThreadPoolExecutor(4) as pool:
                 running = [pool.submit(client.call, call) for call in SURVIVORS]
@@ -62,7 +51,7 @@ def test_disconnect_abort_and_flush(tiny_model, logs):
                     requests.post(client.url + "/abort_request", json={"rid": f"victim-{how}"})
                 answers = {a.name: a for a in (future.result() for future in running)}
                 response.close()
-            verdict = judge(SURVIVORS, reference, answers)
+            verdict = judge(SURVIVORS, reference.answers, answers)
             assert not verdict.mismatches and not verdict.problems, (how, verdict)
             assert verdict.accepted > 0
             status = settle(client)
@@ -71,6 +60,6 @@ def test_disconnect_abort_and_flush(tiny_model, logs):
             status = client.status()
             assert status["spans"]["owned"] == 0, how
             assert status["draft_pool"]["used_tokens"] == 0, how
-        answers = client.run(phases, reference)
-        verdict = judge([VICTIM, *SURVIVORS], reference, answers)
+        answers = client.run(reference.phases, reference.answers)
+        verdict = judge(reference.calls, reference.answers, answers)
         assert not verdict.mismatches and not verdict.problems, verdict

@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-from breadth import ANY_END, tokens
-from cases import Call, Phase
 from compare import judge
 from conftest import DRAFT_FLAGS, TINY_FLAGS
 from servers import server
@@ -22,32 +20,23 @@ NAMES = ("none", "random draft kv", "nan draft kv", "accept all", "yield one mor
 MOST_ACCEPTED_BY_CHANCE, LEAST_ACCEPTED = 0.6, 1.5
 
 
-def phases(base, tag=""):
-    calls = [Call(f"mutation/{n}", tokens(3000 + n, n), 60, ANY_END) for n in (120, 350, 800, 1300)]
-    yield Phase("mutations", calls, 4, flush_before=True)
-
-
 @pytest.fixture(scope="module")
-def verdicts(tiny_model, logs, tmp_path_factory):
-    """Mutation -> verdict, all from one reference and one mutated server."""
-    reference: dict = {}
-    with server(
-        tiny_model, logs / "mutations-reference.log", TINY_FLAGS, plugin=False, with_gaps=True
-    ) as client:
-        client.run(phases, reference)
+def verdicts(tiny_references, logs, tmp_path_factory):
+    """Mutation -> verdict, all from one mutated server."""
+    reference = tiny_references["mutations"]
     switch = tmp_path_factory.mktemp("mutation") / "name"
     switch.write_text("none")
     env = {
         "VERICACHE_MUTATION": str(switch),
         "PYTHONPATH": os.pathsep.join([str(KERNEL_LIBRARY), str(MUTATIONS)]),
     }
-    calls = [call for phase in phases(reference) for call in phase.calls]
     found = {}
     flags = (*TINY_FLAGS, *DRAFT_FLAGS, "--vericache-horizon", "8")
-    with server(tiny_model, logs / "mutated.log", flags, env) as client:
+    with server(reference.model, logs / "mutated.log", flags, env) as client:
         for name in NAMES:
             switch.write_text(name)
-            found[name] = judge(calls, reference, client.run(phases, reference))
+            answers = client.run(reference.phases, reference.answers)
+            found[name] = judge(reference.calls, reference.answers, answers)
             print(f"{name}: {found[name].summary()}")
     return found
 
