@@ -12,7 +12,7 @@ from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from sglang_vericache.config import OFF, VeriCacheConfigError
 from sglang_vericache.flags import ALGORITHM, RADIX_BACKEND, config_of
-from sglang_vericache.host_tier import switch_on
+from sglang_vericache.host_tier import making_pool, report_room, switch_on
 from sglang_vericache.support import validate_model, validate_server
 
 
@@ -131,6 +131,14 @@ def register() -> None:
 
         if context.enable_hierarchical_cache and engine.in_use():
             host_pool.supply()
-        return create_unified_radix_cache(context, cache_class=VeriRadixCache)
+        config = config_of(context.server_args)
+        offloads = config is not None and config.offload != OFF
+        if not (offloads and context.enable_hierarchical_cache):
+            return create_unified_radix_cache(context, cache_class=VeriRadixCache)
+        with making_pool():
+            cache = create_unified_radix_cache(context, cache_class=VeriRadixCache)
+        host = cache.cache_controller.mem_pool_host.anchor_entry.host_pool
+        report_room(host.size, cache.req_to_token_pool.req_to_token.shape[1])
+        return cache
 
     register_radix_cache_backend(RADIX_BACKEND, create_cache)

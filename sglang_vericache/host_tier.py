@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sglang_vericache.config import VeriCacheConfig, VeriCacheConfigError
@@ -62,6 +65,44 @@ def switch_on(server_args: Any, config: VeriCacheConfig) -> None:
         server_args.hicache_size = wanted / 1e9
     else:
         server_args.hicache_ratio = RATIO
+
+
+@contextmanager
+def making_pool() -> Iterator[None]:
+    """Where SGLang allocates and pins the host pool: a failure names the limit and the flag.
+
+    Raises:
+        VeriCacheConfigError: instead of whatever was raised inside.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, MemoryError, OSError) as error:
+        lockable, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        limits = {"are free": max(free_bytes(), 0)}
+        if lockable != resource.RLIM_INFINITY:
+            limits["may be locked by this process (ulimit -l)"] = lockable
+        told = " and ".join(f"{size / 2**30:.1f} GiB {what}" for what, size in limits.items())
+        fitting = int(min(limits.values()) * 0.9) >> 20
+        advice = (
+            f"Give --vericache-host-memory {fitting}MiB or less"
+            if fitting
+            else "Raise that limit, or leave --vericache-offload out"
+        )
+        raise VeriCacheConfigError(
+            f"--vericache-offload: the host pool cannot be allocated and pinned ({error}). "
+            f"{told}. {advice}."
+        ) from error
+
+
+def report_room(host_tokens: int, context_tokens: int) -> None:
+    """Say that a host pool is too small for some requests: they stay on the GPU."""
+    if host_tokens < context_tokens:
+        logger.warning(
+            "--vericache-host-memory: the host pool holds %d tokens, a context may have %d. What "
+            "it cannot hold stays on the GPU.",
+            host_tokens,
+            context_tokens,
+        )
 
 
 def free_bytes() -> int:

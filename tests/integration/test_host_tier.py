@@ -68,3 +68,30 @@ def test_rows_are_copied():
     assert not target[:, [0, 3, 4, 5]].any()
     with pytest.raises(AssertionError, match="pages of 16"):
         host_pool.copy_rows(list(source), list(target), a, b, page_size=16)
+
+
+@pytest.mark.parametrize(
+    ("lockable", "free", "sentence"),
+    [
+        (-1, 10.0, r"10\.0 GiB are free\. Give --vericache-host-memory 9216MiB or less\."),
+        (2 * GIB, 10.0, r"2\.0 GiB may be locked .*\(ulimit -l\)\. Give .* 1843MiB or less\."),
+        (1 << 16, 10.0, r"0\.0 GiB may be locked .*\. Raise that limit, or leave"),
+        (-1, -3.0, r"0\.0 GiB are free\. Raise that limit, or leave --vericache-offload out\."),
+    ],
+)
+def test_a_pool_that_cannot_be_pinned(monkeypatch, lockable, free, sentence):
+    """Catches a failure of CUDA's that names no flag."""
+    monkeypatch.setattr(host_tier, "free_bytes", lambda: int(free * GIB))
+    monkeypatch.setattr(host_tier.resource, "getrlimit", lambda which: (lockable, lockable))
+    refused = r"^--vericache-offload: the host pool .*\(cudaHostRegister failed\)\. "
+    with pytest.raises(VeriCacheConfigError, match=refused + ".*" + sentence):
+        with host_tier.making_pool():
+            raise RuntimeError("cudaHostRegister failed")
+
+
+def test_a_pool_smaller_than_a_request(caplog):
+    with caplog.at_level(logging.WARNING):
+        host_tier.report_room(8192, 8192)
+        assert not caplog.text
+        host_tier.report_room(8191, 8192)
+    assert "holds 8191 tokens, a context may have 8192" in caplog.text
