@@ -97,6 +97,12 @@ def tiny_model(shared, real_model) -> Path:
     return shared.once("tiny-model", lambda: make_tiny_model(CACHE / "tiny-random", real_model))
 
 
+def make_reference(model: Path, flags: tuple[str, ...], phases: Phases, log: Path) -> Reference:
+    """Of a test that wants flags of its own."""
+    answers, info = ask_unmodified(model, flags, {"only": phases}, log)
+    return Reference(model, flags, phases, answers["only"], info)
+
+
 def ask_unmodified(
     model: Path, flags: tuple[str, ...], phases: dict[str, Phases], log: Path
 ) -> tuple[dict[str, Answers], dict[str, Any]]:
