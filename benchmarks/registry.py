@@ -15,6 +15,7 @@ MEASURES = {
 }
 SMOL = "SmolLM2-135M"
 SHAPE_8B = "shape:8b"
+SHAPE_24B = "shape:24b"
 # What the cases of model shapes replay in place of real acceptance (benchmarks/replay).
 REPLAY = "run-lengths.json:snapkv+int4had 0.2:greedy"
 
@@ -40,6 +41,10 @@ class Case:
             shared by requests / prefixes prompts.
         arrivals: requests arrive as sglang.bench_serving sends them, at this share of what the
             unmodified server can take; None: all at once, prefixes cached.
+        queued: all are released at once and need more KV than the device has; what is timed ends
+            with the last token.
+        pool_tokens: of every server's KV pool; None: what the card has.
+        host_gb: of the host tier, in 10^9 bytes.
     """
 
     name: str
@@ -54,7 +59,13 @@ class Case:
     prefixes: int = 0
     shared_tokens: int = 0
     arrivals: float | None = None
+    queued: bool = False
+    pool_tokens: int | None = None
+    host_gb: float = 0.0
 
+
+# Offloading must not cost where it does not pay: of the rate with the flag and without offloading.
+LEAST_OF_ATTACHED = 0.99
 
 # A figure near 1 must tell small losses from noise. A lone request is timed again and again; where
 # there are several, each window of the closed loop is a repetition.
@@ -65,6 +76,20 @@ _LONE: dict[str, Any] = {"repeats": 7, "tokens": 512}
 def _serving(
     name: str, model: str, context: int, requests: int, least: float, shows: str, **more: Any
 ) -> Case:
+    return Case(name, shows, model, context, requests, least, "serving", **more)
+
+
+def _queued(
+    name: str,
+    model: str,
+    context: int,
+    requests: int,
+    least: float | None,
+    shows: str,
+    host_gb: float,
+    **more: Any,
+) -> Case:
+    more = {"repeats": 2, "tokens": 512, "queued": True, "host_gb": host_gb} | more
     return Case(name, shows, model, context, requests, least, "serving", **more)
 
 
@@ -90,6 +115,34 @@ CASES = {
             repeats=3,
             tokens=128,
             arrivals=0.7,
+        ),
+        _queued(
+            *("24b-16k-pool40k", SHAPE_24B, 16384, 8, 2.0, "two requests fit, eight run", 24),
+            pool_tokens=40_000,
+        ),
+        _queued(
+            *("24b-32k-queue16", SHAPE_24B, 32768, 16, 1.4, "five requests fit, sixteen run", 90),
+        ),
+        _queued(
+            *("8b-32k-queue24", SHAPE_8B, 32768, 24, 1.9, "twice as many as fit, a small model"),
+            host_gb=106,
+        ),
+        _queued(
+            *("8b-shared-16x4", SHAPE_8B, 33792, 64, 2.0, "sixteen documents, four readers each"),
+            host_gb=84,
+            prefixes=16,
+            shared_tokens=32768,
+        ),
+        _queued(
+            *("smol-7k7-pool8", SMOL, 7700, 256, 1.7, "an eighth of the KV fits, tokens checked"),
+            host_gb=50,
+            tokens=256,
+            pool_tokens=32 * 7700,
+        ),
+        _queued(
+            *("fits-anyway", SHAPE_8B, 32768, 12, None, "offloading where everything fits"),
+            host_gb=54,
+            tokens=256,
         ),
         Case(
             "acceptance-2k",
@@ -122,7 +175,8 @@ def find(name: str) -> Case:
 
 
 def serving_case(text: str) -> Case:
-    """A registered serving case by name, or an ad-hoc one out of ``NAME:CONTEXT:REQUESTS``.
+    """A registered serving case by name, or an ad-hoc one out of ``NAME:CONTEXT:REQUESTS``, or
+    queued out of ``NAME:CONTEXT:REQUESTS:POOL_TOKENS:HOST_GB``.
 
     Raises:
         UnknownCaseError: unknown or of another measure; or an ad-hoc case that takes the name of
@@ -134,14 +188,13 @@ def serving_case(text: str) -> Case:
             raise UnknownCaseError(f"{text} is measured by {case.measure}, not by serving")
         return case
     try:
-        name, context, requests = text.split(":")
-        case = Case(name, "ad hoc", "", int(context), int(requests), None, "serving")
-        if case.requests == 1:
-            case = replace(case, **_LONE)
-        if case.context < 1 or case.requests < 1:
-            raise ValueError("nothing to send")
-    except ValueError:
-        raise UnknownCaseError(f"{text!r} is not NAME:CONTEXT:REQUESTS") from None
+        case = _ad_hoc(*text.split(":"))
+    except (ValueError, TypeError):
+        raise UnknownCaseError(
+            f"{text!r} is neither NAME:CONTEXT:REQUESTS nor "
+            "NAME:CONTEXT:REQUESTS:POOL_TOKENS:HOST_GB"
+        ) from None
+    name = case.name
     known = CASES.get(name)
     if known is None:
         return case
@@ -150,6 +203,17 @@ def serving_case(text: str) -> Case:
             f"{name} is registered as {name}:{known.context}:{known.requests}; take another name"
         )
     return known
+
+
+def _ad_hoc(name: str, context: str, requests: str, *queue: str) -> Case:
+    case = Case(name, "ad hoc", "", int(context), int(requests), None, "serving")
+    if case.context < 1 or case.requests < 1:
+        raise ValueError("nothing to send")
+    if queue:
+        pool, host = queue
+        more = {"repeats": 2, "queued": True, "pool_tokens": int(pool), "host_gb": float(host)}
+        return replace(case, **more)
+    return replace(case, **_LONE) if case.requests == 1 else case
 
 
 def commands_of(cases: Sequence[Case], arguments: Sequence[str]) -> list[list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from benchmarks.registry import CASES
+from benchmarks.registry import CASES, LEAST_OF_ATTACHED
 from benchmarks.rows import RESULTS, Row
 
 
@@ -84,6 +84,8 @@ def factor(row: Row) -> float | None:
 def _serving_line(row: Row) -> dict[str, str]:
     case, gained = CASES.get(row.case), factor(row)
     wanted = case.least_factor if case else None
+    if row.metric == "queue_rate_of_attached":
+        wanted = LEAST_OF_ATTACHED
     return {
         "prompt tokens": str(case.context) if case else "-",
         "requests": str(case.requests or "-") if case else "-",
@@ -115,7 +117,7 @@ def table(name: str, rows: Sequence[Row]) -> str:
     if not shown:
         return "Nothing measured yet."
     common = common_flags(shown)
-    line_of = _serving_line if name == "serving" else _plain_line
+    line_of = _serving_line if name in ("serving", "offload") else _plain_line
     lines = []
     for row in shown:
         flags = own_flags(row, common)

@@ -18,6 +18,7 @@ from benchmarks import registry, rows
 from benchmarks.serving.case_prompts import CHOSEN
 from benchmarks.serving.figures import WARM_TOKENS
 from benchmarks.serving.join import Comparison, summary
+from benchmarks.serving.queue import host_flags, offload_flags, shared_set_up
 from benchmarks.serving.side import (
     CLOSED_SECONDS,
     Options,
@@ -31,6 +32,7 @@ from benchmarks.serving.traffic import CAPACITY_REQUESTS
 from sglang_vericache.demo.model import default_cache_dir
 
 OURS = "--enable-vericache --vericache-draft-dtype int4"
+ORDER, QUEUE_ORDER = "plain,ours", "plain,ours,ours1"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,8 +42,9 @@ def parser() -> argparse.ArgumentParser:
         *("--case",),
         action="append",
         default=[],
-        metavar="NAME|NAME:CONTEXT:REQUESTS",
-        help="registered (python -m benchmarks list) or ad hoc; several of one model share starts",
+        metavar="NAME|NAME:CONTEXT:REQUESTS[:POOL_TOKENS:HOST_GB]",
+        help="registered (python -m benchmarks list) or ad hoc, with a pool and a host tier a "
+        "queue of more requests than fit; several of one model share starts",
     )
     add("--model", help="checkpoint folder, or shape:8b for random weights; default by the cases")
     add("--flags", help="of every server (default: what a GPU wants)")
@@ -59,10 +62,10 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         *("--order",),
-        default="plain,ours",
         metavar="SIDE,...",
         help="servers one after the other: plain, ours, and plain1, ours1, ... where those flags "
-        "were repeated (default: %(default)s); empty only joins what lies in --out",
+        f"were repeated (default: {ORDER}; of queued cases {QUEUE_ORDER}, where ours1 has SGLang's "
+        "host tier and no offloading); empty only joins what lies in --out",
     )
     add(
         *("--out",),
@@ -106,14 +109,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         cases = [registry.serving_case(text) for text in arguments.case]
         if arguments.tokens is not None:
             cases = [replace(case, tokens=arguments.tokens) for case in cases]
-        sides, failed = _sides(arguments), 0
+        queued = shared_set_up(cases)
+        sides, failed = _sides(arguments, queued), 0
         if sides and not cases:
             raise SideError("say which --case")
         if sides:
             rows.require_commit()
             # With the default action the server would outlive a command that is told to end.
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-            failed = _measure(arguments, cases, sides)
+            pool = queued and queued.pool_tokens
+            more = f" --max-total-tokens {pool}" if pool else ""
+            failed = _measure(arguments, cases, sides, more)
         return _join(arguments) or failed
     except registry.UnknownCaseError as unknown:
         made.error(str(unknown))
@@ -122,13 +128,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _sides(arguments: argparse.Namespace) -> list[Side]:
+def _sides(arguments: argparse.Namespace, queued: registry.Case | None) -> list[Side]:
+    plain, ours, order = [""], [OURS], ORDER
+    if queued is not None:
+        plain, order = [host_flags(queued)], QUEUE_ORDER
+        ours = [f"{OURS} {offload_flags(queued)}", f"{OURS} {host_flags(queued)}"]
+    if arguments.order is not None:
+        order = arguments.order
     known = {}
-    for kind, flags in (("plain", arguments.plain or [""]), ("ours", arguments.ours or [OURS])):
+    for kind, flags in (("plain", arguments.plain or plain), ("ours", arguments.ours or ours)):
         for i, text in enumerate(flags):
             known[kind + (str(i) if i else "")] = text
     sides = []
-    for name in filter(None, arguments.order.split(",")):
+    for name in filter(None, order.split(",")):
         if name not in known:
             raise SideError(f"--order: no side is called {name!r}; there are {', '.join(known)}")
         sides.append(Side(name, known[name]))
@@ -136,9 +148,16 @@ def _sides(arguments: argparse.Namespace) -> list[Side]:
 
 
 def _measure(
-    arguments: argparse.Namespace, cases: Sequence[registry.Case], sides: Sequence[Side]
+    arguments: argparse.Namespace,
+    cases: Sequence[registry.Case],
+    sides: Sequence[Side],
+    more_flags: str,
 ) -> int:
-    """1 when a case failed."""
+    """1 when a case failed.
+
+    Args:
+        more_flags: of every server, that the cases bring.
+    """
     model = arguments.model or default_model(cases)
     if model is None:
         raise SideError("an ad-hoc case needs --model")
@@ -149,7 +168,7 @@ def _measure(
     options = Options(
         folder=folder,
         model=model,
-        flags=common_flags(model) if arguments.flags is None else arguments.flags,
+        flags=(common_flags(model) if arguments.flags is None else arguments.flags) + more_flags,
         replay=arguments.replay,
         repeats=arguments.repeats,
         closed_seconds=arguments.seconds,

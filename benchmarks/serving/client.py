@@ -107,11 +107,29 @@ class StreamingClient:
                 tasks = [self._stream(session, body, i) for i, body in enumerate(bodies)]
                 return list(await asyncio.gather(*tasks))
 
-        answers = asyncio.run(run())
-        for answer in answers:
-            if len(answer.output) != tokens:
-                raise AnswerError(f"{len(answer.output)} tokens instead of {tokens}")
-        return answers
+        return _of_length(asyncio.run(run()), tokens)
+
+    def queue(self, prompts: Sequence[Sequence[int]], tokens: int, at_once: int) -> list[Answer]:
+        """All prompts released together, at most ``at_once`` of them sent at a time; their time
+        counts from the release."""
+        bodies = [_body(prompt, tokens, _interval(i)) for i, prompt in enumerate(prompts)]
+
+        async def run() -> list[Answer]:
+            gate = asyncio.Semaphore(at_once)
+
+            async def admitted(session: aiohttp.ClientSession, i: int, body: bytes) -> Answer:
+                async with gate:
+                    return await self._stream(session, body, i)
+
+            async with self._session() as session:
+                tasks = [admitted(session, i, body) for i, body in enumerate(bodies)]
+                released = time.perf_counter()
+                answers = list(await asyncio.gather(*tasks))
+            for answer in answers:
+                answer.started = released
+            return answers
+
+        return _of_length(asyncio.run(run()), tokens)
 
     def closed_loop(
         self, prompts: Sequence[Sequence[int]], tokens: int, seconds: float
@@ -184,6 +202,13 @@ class StreamingClient:
                     _take(answer, json.loads(line[6:]), time.perf_counter())
         answer.complete = True
         return answer
+
+
+def _of_length(answers: list[Answer], tokens: int) -> list[Answer]:
+    for answer in answers:
+        if len(answer.output) != tokens:
+            raise AnswerError(f"{len(answer.output)} tokens instead of {tokens}")
+    return answers
 
 
 def _take(answer: Answer, event: dict[str, Any], now: float) -> None:

@@ -12,6 +12,7 @@ from benchmarks.registry import CASES
 from benchmarks.rows import Row
 from benchmarks.serving.figures import Divergence
 from benchmarks.serving.measure import median_run
+from benchmarks.serving.queue_notes import median_queue_run, queue_notes, queue_rates
 from benchmarks.serving.rates import ALL_RUN, CLOSED, LONE, WHOLE, Basis, Record, basis_of
 from benchmarks.serving.selection import MOST_REPETITION
 from benchmarks.serving.side import read_runs
@@ -72,6 +73,9 @@ class Comparison:
                     continue
                 if "rate" in ours.of(name)[0]:
                     yield from self._traffic(name, ours, plains)
+                elif "levels" in ours.of(name)[0]:
+                    yield from self._queue(name, ours, plains)
+                    yield from self._exactness(name, ours, plains)
                 else:
                     yield from self._decode(name, ours, plains)
                     yield from self._exactness(name, ours, plains)
@@ -172,6 +176,39 @@ class Comparison:
                 note=f"{note}; {len(values)} runs {_spread(values)}, baseline {_spread(baseline)}",
             )
             yield "serving.jsonl", row
+
+    def _queue(
+        self, case: str, ours: Measured, plains: Sequence[Measured]
+    ) -> Iterator[tuple[str, Row]]:
+        """Against the unmodified server at its best concurrency, and, with offloading, against
+        the flag without."""
+        best = max(plains, key=lambda side: max(queue_rates(side.of(case))))
+        yield self._queue_row(case, ours, best, "queue_rate")
+        offloads, attached = "--vericache-offload", None
+        if offloads in ours.records[0]["flags"]:
+            attached = next(
+                (s for s in self.ours if s.of(case) and offloads not in s.records[0]["flags"]), None
+            )
+        if attached is not None:
+            yield self._queue_row(case, ours, attached, "queue_rate_of_attached")
+
+    def _queue_row(
+        self, case: str, ours: Measured, other: Measured, metric: str
+    ) -> tuple[str, Row]:
+        mine, theirs = ours.of(case), other.of(case)
+        rates, baseline = queue_rates(mine), queue_rates(theirs)
+        per_round = median_queue_run(mine[-1])["tokens_per_round"]
+        row = self._row(
+            case,
+            ours,
+            metric=metric,
+            value=round(statistics.median(rates), 1),
+            baseline=round(statistics.median(baseline), 1),
+            unit="tokens/s",
+            tokens_per_round=per_round and round(per_round, 3),
+            note="; ".join(queue_notes(mine[-1], theirs[-1], rates, baseline, self.order)),
+        )
+        return "offload.jsonl", row
 
     def _exactness(self, case: str, ours: Measured, plains: Sequence[Measured]) -> Iterator:
         """How often outputs part, beside how often the unmodified server's own do."""

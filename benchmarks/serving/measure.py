@@ -89,7 +89,7 @@ def _closed(loop: ClosedLoop) -> dict[str, Any]:
         "complete": len(loop.complete),
         "running": loop.running,
         "tokens_per_round": tokens_per_round(loop.complete),
-        **_latencies(loop.inside),
+        **latencies(loop.inside),
     }
 
 
@@ -101,11 +101,12 @@ def _run(answers: Sequence[Answer], before: dict, after: dict) -> dict[str, Any]
         "after_first": rate_after_first(streams[0]) if len(streams) == 1 else None,
         "tokens_per_round": tokens_per_round(answers),
         "phases_s": {name: round(after[name] - before[name], 4) for name in after},
-        **_latencies(answers),
+        **latencies(answers),
     }
 
 
-def _latencies(answers: Sequence[Answer]) -> dict[str, Any]:
+def latencies(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Of first tokens, and from each token to the next, of those that were sent one by one."""
     begun = [answer for answer in answers if answer.events]
     return {
         "first_token_s": percentiles([a.stream.first_token_s for a in begun]),

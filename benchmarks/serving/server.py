@@ -145,6 +145,10 @@ class ServingServer:
         self.generate(prompts, 1)
         return time.perf_counter() - started
 
+    def prefill_in_turn(self, prompts: Sequence[Sequence[int]]) -> float:
+        """`prefill`, one prompt after the other: together they need not fit."""
+        return sum(self.prefill([prompt]) for prompt in prompts)
+
     def flush(self) -> None:
         requests.post(self.url + "/flush_cache?timeout=30", timeout=60).raise_for_status()
 

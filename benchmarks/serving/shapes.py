@@ -35,6 +35,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 128,
         "vocab_size": 128256,
     },
+    # As Mistral Small 24B.
+    "24b": {
+        "hidden_size": 5120,
+        "intermediate_size": 32768,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 131072,
+    },
     # To try the benchmark itself without a GPU.
     "tiny": {
         "hidden_size": 128,

@@ -17,11 +17,12 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks import rows
-from benchmarks.registry import SHAPE_8B, Case
+from benchmarks.registry import Case
 from benchmarks.serving import shapes
 from benchmarks.serving.case_prompts import CasePrompts
 from benchmarks.serving.figures import Divergence
 from benchmarks.serving.measure import measure
+from benchmarks.serving.queue import measure_queue
 from benchmarks.serving.rescore import MARGIN, rescore
 from benchmarks.serving.server import ServingServer
 from benchmarks.serving.traffic import CAPACITY_REQUESTS, capacity, measure_traffic
@@ -175,7 +176,10 @@ class SideRun:
         prompts, chosen = self._prompts.of(case, server, tick)
         rescores = options.rescores and not self.side.plugin
         repeats, seconds = options.repeats_of(case), options.closed_seconds
-        figures = measure(server, case, prompts, repeats, seconds, rescores, tick)
+        if case.queued:
+            figures = measure_queue(server, case, prompts, repeats, tick)
+        else:
+            figures = measure(server, case, prompts, repeats, seconds, rescores, tick)
         if rescores:
             figures["rescored"] = self._rescore(server, case, prompts, tick)
         server.flush()
@@ -267,7 +271,7 @@ def default_model(cases: Sequence[Case]) -> str | None:
     if len(models) > 1:
         raise SideError(f"one server has one model, these cases have {', '.join(sorted(models))}")
     model = models.pop() if models else None
-    if model == SHAPE_8B:
+    if model is not None and model.startswith(shapes.PREFIX):
         return model
     if model is None:
         return None

@@ -46,6 +46,12 @@ def test_wanted_factors():
         "8b-1k-x32": 0.98,
         "8b-1k-x1": 0.98,
         "smol-mix": 0.97,
+        "24b-16k-pool40k": 2.0,
+        "24b-32k-queue16": 1.4,
+        "8b-32k-queue24": 1.9,
+        "8b-shared-16x4": 2.0,
+        "smol-7k7-pool8": 1.7,
+        "fits-anyway": None,
     }
     for case in registry.CASES.values():
         if case.least_factor == 0.98:  # so close to 1 that noise could pass

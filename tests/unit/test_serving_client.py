@@ -33,8 +33,17 @@ class FakeServer:
         self.chunk, self.incremental, self.missing = chunk, incremental, missing
         self.bodies: list[dict] = []
         self.aborted = False
+        self.now = self.most_at_once = 0
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
+        self.now += 1
+        self.most_at_once = max(self.most_at_once, self.now)
+        try:
+            return await self.answer(request)
+        finally:
+            self.now -= 1
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.bodies.append(body)
         wanted = body["sampling_params"]["max_new_tokens"]
@@ -156,3 +165,15 @@ def test_closed_loop_of_a_broken_server():
     """Catches a loop that waits for its end although nobody answers."""
     with pytest.raises(AnswerError, match="failed"):
         StreamingClient("http://127.0.0.1:9").closed_loop([[1]], 20, seconds=0.1)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_queue(at_once):
+    """Catches more requests sent than allowed, and times that begin when a request is sent."""
+    server = FakeServer()
+    prompts = [[1000 * i] for i in range(5)]
+    with server.running() as url:
+        answers = StreamingClient(url).queue(prompts, 10, at_once)
+    assert [a.output[0] for a in answers] == [0, 1000, 2000, 3000, 4000]
+    assert len({a.started for a in answers}) == 1
+    assert server.most_at_once == at_once
