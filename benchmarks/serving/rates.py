@@ -53,7 +53,8 @@ def _closed_told(figures: Record) -> str:
     return (
         f"closed loop: {count} clients, each sends its prompt again once its answer is complete; "
         f"{seconds:g} s are counted from {WARM_S:g} s after all have begun, the first answers are "
-        "of unequal lengths so that they are not in step"
+        "of unequal lengths so that they are not in step; within it are the first tokens of the "
+        "answers, whose prompts are cached"
     )
 
 
