@@ -44,7 +44,7 @@ class Measured:
         return _share(one, another, "context", "requests", "tokens", "rate")
 
     def rates(self, case: str, basis: Basis) -> list[float]:
-        return [rate for figures in self.of(case) for rate in basis.among(figures)]
+        return basis.among(self.of(case))
 
     @property
     def starts_s(self) -> list[float]:
@@ -112,9 +112,9 @@ class Comparison:
     def _decode(
         self, case: str, ours: Measured, plains: Sequence[Measured]
     ) -> Iterator[tuple[str, Row]]:
-        basis = basis_of([f for side in (ours, *plains) for f in side.of(case)])
+        basis = basis_of([side.of(case) for side in (ours, *plains)])
         best = max(plains, key=lambda side: statistics.median(side.rates(case, basis)))
-        mine, theirs = ours.of(case)[-1], best.of(case)[-1]
+        mine, theirs = basis.last(ours.of(case)), basis.last(best.of(case))
         rates, baseline = ours.rates(case, basis), best.rates(case, basis)
         run, other = basis.run(mine), basis.run(theirs)
         parts = [

@@ -129,8 +129,13 @@ def test_the_closed_loop_counts(tmp_path):
         "first token p50/p99 300.0/400.0 ms",
     ):
         assert part in row.note, part
-    write(tmp_path, 2, "plain", {"c": figures([100], PLAIN)})
+    # A start that only rescored adds nothing, and takes nothing away.
+    write(tmp_path, 2, "plain", {"c": figures([900], PLAIN)})
+    row = rows(tmp_path)["c", "decode_rate"]
+    assert (row.value, row.baseline) == (120, 65) and "on average 1.9" in row.note
     # Without a loop on both sides the fixed set stands, as a whole where not all of it ever ran.
+    write(tmp_path, 0, "plain", {"c": figures([100], PLAIN)})
+    write(tmp_path, 2, "plain", {"c": figures([100], PLAIN)})
     row = rows(tmp_path)["c", "decode_rate"]
     assert ("c", "fixed_set_rate") not in rows(tmp_path)
     assert "prefixes cached; fixed set, from sending to the last token; 2 runs" in row.note
