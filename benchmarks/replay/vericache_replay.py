@@ -18,9 +18,10 @@ import sys
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:  # imported where it is used: the bench command only reads recordings
+    import torch
 
 FOLDER = Path(__file__).resolve().parent
 # Holds FILE:CONFIG:MODE; a relative FILE lies in this folder.
@@ -91,6 +92,8 @@ class RunReplay:
     def __init__(
         self, recording: Recording, rows: int, device: Any = "cpu", seed: int = SEED
     ) -> None:
+        import torch
+
         self.recording = recording
         generator = torch.Generator().manual_seed(seed)
         runs = [run for output in recording.outputs for run in output]
@@ -111,8 +114,8 @@ class RunReplay:
             ``[n]`` int64 in [1, lengths + 1].
         """
         places = self.place[requests]
-        yields = torch.minimum(self.runs[places], lengths) + 1
-        after = torch.minimum(places + yields, self.end_of[places])
+        yields = self.runs[places].minimum(lengths) + 1
+        after = (places + yields).minimum(self.end_of[places])
         self.place[requests] = after % self.runs.numel()
         return yields
 
@@ -127,6 +130,8 @@ def imposed(verified: Any, drafts: torch.Tensor, yields: torch.Tensor) -> Any:
     The tokens are the drafted ones, whose KV the pools hold, and at the last place the verify
     pass's own.
     """
+    import torch
+
     column = torch.arange(drafts.shape[1], device=drafts.device)
     tokens = verified.tokens.clone()
     stands = column < yields[:, None] - 1

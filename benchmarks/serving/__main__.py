@@ -7,7 +7,6 @@ is done, so a comparison may be split over several calls with the same --out.
 from __future__ import annotations
 
 import argparse
-import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,18 +14,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import registry, rows
-from benchmarks.serving.case_prompts import CHOSEN
+from benchmarks.serving.case_prompts import CHOSEN, model_name
 from benchmarks.serving.figures import WARM_TOKENS
 from benchmarks.serving.join import Comparison, summary
+from benchmarks.serving.progress import spent_lines
 from benchmarks.serving.queue import host_flags, offload_flags, shared_set_up
+from benchmarks.serving.selection import read_selections, write_selections
 from benchmarks.serving.side import (
     CLOSED_SECONDS,
     Options,
     Side,
     SideError,
     SideRun,
+    check_order,
     common_flags,
     default_model,
+    read_runs,
 )
 from benchmarks.serving.traffic import CAPACITY_REQUESTS
 from sglang_vericache.demo.model import default_cache_dir
@@ -115,17 +118,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise SideError("say which --case")
         if sides:
             rows.require_commit()
-            # With the default action the server would outlive a command that is told to end.
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, _end)
             pool = queued and queued.pool_tokens
             more = f" --max-total-tokens {pool}" if pool else ""
             failed = _measure(arguments, cases, sides, more)
         return _join(arguments) or failed
     except registry.UnknownCaseError as unknown:
         made.error(str(unknown))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except (RuntimeError, ValueError, OSError) as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return 1
+
+
+def _end(number: int, _: object) -> None:
+    """With the default action the server would outlive a command that is told to end."""
+    for other in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(other, signal.SIG_IGN)  # once is enough, and stopping takes its time
+    sys.exit(128 + number)
 
 
 def _sides(arguments: argparse.Namespace, queued: registry.Case | None) -> list[Side]:
@@ -161,10 +173,12 @@ def _measure(
     model = arguments.model or default_model(cases)
     if model is None:
         raise SideError("an ad-hoc case needs --model")
+    if Path(model).exists():  # servers run in another directory
+        model = str(Path(model).absolute())
     folder = arguments.out.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.chosen is not None:
-        shutil.copyfile(arguments.chosen, folder / CHOSEN)
+        _take(arguments.chosen, folder / CHOSEN, model_name(model))
     options = Options(
         folder=folder,
         model=model,
@@ -177,6 +191,7 @@ def _measure(
         capacity_requests=arguments.capacity_requests,
         rescores=arguments.rescore,
     )
+    check_order(sides, cases, options)
     failed = 0
     for side in sides:
         run = SideRun(side, options)
@@ -185,19 +200,27 @@ def _measure(
     return min(failed, 1)
 
 
+def _take(source: Path, target: Path, model: str) -> None:
+    """The choices in ``source`` count before those already in ``target``."""
+    if not source.exists():
+        raise SideError(f"--chosen: there is no {source}")
+    taken = read_selections(source, model)
+    write_selections(target, read_selections(target, model) | taken)
+
+
 def _join(arguments: argparse.Namespace) -> int:
     comparison = Comparison(arguments.out.absolute())
     found = list(comparison.rows())
-    if not found:
-        print(f"nothing to compare in {arguments.out} yet")
-        return 0
-    print(summary(found))
+    for _, record in read_runs(arguments.out.absolute()):
+        print("\n".join(spent_lines(record)))
+    print(summary(found) if found else f"nothing to compare in {arguments.out} yet")
     for failure in comparison.failures:
         print(f"FAILED {failure}")
-    if arguments.no_rows:
+    if arguments.no_rows or not found:
         return 0
     for file, row in found:
-        rows.append(file, row)
+        if row not in rows.read(file):  # the folder may have been joined before
+            rows.append(file, row)
     from benchmarks.render import render_all
 
     return render_all(check=False, plots=True)

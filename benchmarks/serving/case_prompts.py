@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,13 @@ from typing import Any
 from benchmarks.registry import Case
 from benchmarks.serving import shapes
 from benchmarks.serving.prompts import Prompts
-from benchmarks.serving.selection import Selection, select, wave_size
+from benchmarks.serving.selection import (
+    Selection,
+    read_selections,
+    select,
+    wave_size,
+    write_selections,
+)
 from benchmarks.serving.server import ServingServer
 
 CHOSEN = "chosen.json"
@@ -38,6 +43,7 @@ class CasePrompts:
     ) -> None:
         self.path, self.model, self.shape = folder / CHOSEN, model, shape
         self.chooses, self.select_seconds = chooses, select_seconds
+        self.model_name = model_name(model)
         self._source: Prompts | None = None
         self._prepared: dict[str, Future[list[list[int]]]] = {}
 
@@ -68,17 +74,14 @@ class CasePrompts:
             return prepared, None
         selection = self._chosen_before(case)
         if selection is None and not self.chooses:
-            raise NotChosenError(
-                f"no prompts are chosen for {case.name}: measure a plain side first, or give "
-                "--chosen"
-            )
+            raise NotChosenError(missing(case))
         if selection is None:
             tick("choosing prompts")
-            selection = select(self._texts(), case, server.generate, self.select_seconds)
+            selection = select(
+                *(self._texts(), case, server.generate, self.select_seconds, self.model_name)
+            )
             server.flush()
-        choices = self._choices() | {case.name: selection}
-        known = {name: choice.as_json() for name, choice in choices.items()}
-        self.path.write_text(json.dumps(known), encoding="utf-8")
+            write_selections(self.path, self._choices() | {case.name: selection})
         return selection.prompts(self._texts(), case), selection.as_json()
 
     def _prepare(self, case: Case) -> list[list[int]]:
@@ -99,13 +102,26 @@ class CasePrompts:
         return self._source
 
     def _choices(self) -> dict[str, Selection]:
-        known = json.loads(self.path.read_text()) if self.path.exists() else {}
-        return {name: Selection.from_json(values) for name, values in known.items()}
+        return read_selections(self.path, self.model_name)
 
     def _chosen_before(self, case: Case) -> Selection | None:
         """For this case, or for one of which it takes the first prompts."""
-        choices = self._choices()
-        if case.name in choices:
-            return choices[case.name]
-        larger = next((choice for choice in choices.values() if choice.serves(case)), None)
-        return larger and larger.first(self._texts(), case.requests)
+        choice = choice_for(case, self._choices())
+        return choice and choice.first(self._texts(), case)
+
+
+def choice_for(case: Case, choices: Mapping[str, Selection]) -> Selection | None:
+    """Its own before another's; none of other lengths or fewer prompts, whatever its name is."""
+    own = choices.get(case.name)
+    if own is not None and own.serves(case):
+        return own
+    return next((choice for choice in choices.values() if choice.serves(case)), None)
+
+
+def missing(case: Case) -> str:
+    return f"no prompts are chosen for {case.name}: measure a plain side first, or give --chosen"
+
+
+def model_name(model: str) -> str:
+    """Of a checkpoint's folder; a shape as it is."""
+    return model if model.startswith(shapes.PREFIX) else Path(model).name

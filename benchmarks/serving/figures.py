@@ -56,8 +56,15 @@ class Stream:
     def gaps_s(self) -> list[float]:
         """From each token to the next as they arrive; 0 within a chunk."""
         gaps: list[float] = []
-        for (before, count), (after, more) in zip(self.events, self.events[1:], strict=False):
+        for (before, count), (after, more) in pairwise(self.events):
             gaps += [after - before, *([0.0] * (more - count - 1))]
+        return gaps
+
+    def even_gaps_s(self) -> list[float]:
+        """The same where a chunk's tokens share its time, as sglang.bench_serving counts them."""
+        gaps: list[float] = []
+        for (before, count), (after, more) in pairwise(self.events):
+            gaps += [(after - before) / (more - count)] * (more - count)
         return gaps
 
 

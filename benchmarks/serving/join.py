@@ -20,26 +20,37 @@ from benchmarks.serving.side import read_runs
 
 @dataclass
 class Measured:
-    """All runs of one side.
+    """All runs of one side with the same flags, model and device.
 
     Attributes:
-        records: in the order of their beginning.
+        records: in the order of their beginning, by the names of their files.
     """
 
     name: str
-    records: list[Record] = field(default_factory=list)
+    records: dict[str, Record] = field(default_factory=dict)
+
+    @property
+    def last(self) -> Record:
+        return list(self.records.values())[-1]
 
     def of(self, case: str) -> list[Record]:
         """Figures of the case, one for each start of the server that has them."""
-        return [r["cases"][case] for r in self.records if case in r["cases"]]
+        return [r["cases"][case] for r in self.records.values() if case in r["cases"]]
+
+    def like(self, other: Measured, case: str) -> bool:
+        """Whether it has measured the same: equal requests to the same model on the same device."""
+        if not self.of(case) or not _share(self.last, other.last, "model", "gpu"):
+            return False
+        one, another = self.of(case)[-1], other.of(case)[-1]
+        return _share(one, another, "context", "requests", "tokens", "rate")
 
     def rates(self, case: str, basis: Basis) -> list[float]:
-        return [rate for figures in self.of(case) for rate in basis.among(figures)]
+        return basis.among(self.of(case))
 
     @property
     def starts_s(self) -> list[float]:
         """Without those that were the first on a machine: they compile kernels for the others."""
-        return [record["start_s"] for record in self.records if not record["first_start"]]
+        return [r["start_s"] for r in self.records.values() if not r["first_start"]]
 
 
 class Comparison:
@@ -51,25 +62,33 @@ class Comparison:
     """
 
     def __init__(self, folder: Path) -> None:
-        sides: dict[str, Measured] = {}
+        sides: dict[tuple[str, ...], Measured] = {}
         self.order: list[str] = []
         self.failures: list[str] = []
-        for i, (_, record) in enumerate(read_runs(folder)):
+        for i, (path, record) in enumerate(read_runs(folder)):
             record.setdefault("first_start", i == 0)  # older ones do not say
             name = record["side"]["name"]
-            sides.setdefault(name, Measured(name)).records.append(record)
+            # Rates of other flags, or of ours at another commit, are not those of one thing.
+            key = (name, record["flags"], record["model"], record["gpu"])
+            key += (record["commit"],) if name.startswith("ours") else ()
+            sides.setdefault(key, Measured(name)).records[path.name] = record
             self.order.append(name)
             self.failures += [f"{name}: {case}: {why}" for case, why in record["failed"].items()]
-        self.plain = [side for name, side in sides.items() if name.startswith("plain")]
-        self.ours = [side for name, side in sides.items() if name.startswith("ours")]
+        self.plain = [side for side in sides.values() if side.name.startswith("plain")]
+        self.ours = [side for side in sides.values() if side.name.startswith("ours")]
 
     def rows(self) -> Iterator[tuple[str, Row]]:
         """(results file, row) of every case that both sides have measured."""
         for ours in self.ours:
-            names = dict.fromkeys(name for r in ours.records for name in r["cases"])
+            names = dict.fromkeys(name for r in ours.records.values() for name in r["cases"])
             for name in names:
-                plains = [side for side in self.plain if side.of(name)]
+                plains = [side for side in self.plain if side.like(ours, name)]
                 if not plains:
+                    if any(side.of(name) for side in self.plain):
+                        self.failures.append(
+                            f"{ours.name}: {name}: the unmodified server got other requests or "
+                            "another model, or ran on another device: nothing to compare with"
+                        )
                     continue
                 if "rate" in ours.of(name)[0]:
                     yield from self._traffic(name, ours, plains)
@@ -79,11 +98,12 @@ class Comparison:
                 else:
                     yield from self._decode(name, ours, plains)
                     yield from self._exactness(name, ours, plains)
-            if self.plain and self.plain[0].starts_s and ours.starts_s:
-                yield "serving.jsonl", self._start_up(ours, self.plain[0])
+            same = [s for s in self.plain if _share(s.last, ours.last, "model", "gpu")]
+            if same and same[0].starts_s and ours.starts_s:
+                yield "serving.jsonl", self._start_up(ours, same[0])
 
     def _row(self, case: str, ours: Measured, **values: Any) -> Row:
-        record = next(r for r in ours.records if case in r["cases"] or case == START_UP)
+        record = next(r for r in ours.records.values() if case in r["cases"] or case == START_UP)
         kept = ("gpu", "commit", "command", "sglang", "date", "model")
         return Row(
             case=case,
@@ -96,22 +116,25 @@ class Comparison:
     def _decode(
         self, case: str, ours: Measured, plains: Sequence[Measured]
     ) -> Iterator[tuple[str, Row]]:
-        basis = basis_of([f for side in (ours, *plains) for f in side.of(case)])
+        basis = basis_of([side.of(case) for side in (ours, *plains)])
         best = max(plains, key=lambda side: statistics.median(side.rates(case, basis)))
-        mine, theirs = ours.of(case)[-1], best.of(case)[-1]
+        mine, theirs = basis.last(ours.of(case)), basis.last(best.of(case))
         rates, baseline = ours.rates(case, basis), best.rates(case, basis)
         run, other = basis.run(mine), basis.run(theirs)
         parts = [
-            f"{mine['requests']} requests of {mine['context']} + {mine['tokens']} tokens, greedy, "
-            f"prefixes cached; {basis.told(mine)}",
+            f"{mine['requests']} x {mine['context']} + {mine['tokens']} tokens, greedy, prefixes "
+            f"cached; {basis.told(mine)}",
             f"{len(rates)} {basis.unit} {_spread(rates)}, baseline {len(baseline)} {basis.unit} "
             f"{_spread(baseline)}; servers one after the other: {', '.join(self.order)}",
             *self._baseline_note(best, plains, case, basis),
+            *_machines(ours, best),
             *_running(basis, run, other),
             *_fixed_set(basis, mine, theirs),
             f"first run of it, draft views to build, {_ratio(mine, theirs, 'first_whole')}",
             f"first token {_times(run, other, 'first_token_s')}",
-            f"between tokens {_times(run, other, 'between_tokens_s')}",
+            f"between tokens as they arrive {_times(run, other, 'between_tokens_s')}",
+            f"between tokens, those that came together sharing their time, "
+            f"{_times(run, other, 'between_tokens_even_s')}",
             *_cold(ours.of(case), best.of(case)),
             *_outputs(mine, theirs),
         ]
@@ -141,10 +164,10 @@ class Comparison:
         self, best: Measured, plains: Sequence[Measured], case: str, basis: Basis
     ) -> Iterator[str]:
         if len(plains) > 1:
-            flags = best.records[0]["side"]["flags"] or "the same flags"
+            flags = best.last["side"]["flags"] or "the same flags"
             rates = {s.name: statistics.median(s.rates(case, basis)) for s in plains}
             others = ", ".join(
-                f"{rates[s.name]:.0f} with {s.records[0]['side']['flags']}"
+                f"{rates[s.name]:.0f} with {s.last['side']['flags'] or 'the same flags'}"
                 for s in plains
                 if s is not best
             )
@@ -185,9 +208,9 @@ class Comparison:
         best = max(plains, key=lambda side: max(queue_rates(side.of(case))))
         yield self._queue_row(case, ours, best, "queue_rate")
         offloads, attached = "--vericache-offload", None
-        if offloads in ours.records[0]["flags"]:
+        if offloads in ours.last["flags"]:
             attached = next(
-                (s for s in self.ours if s.of(case) and offloads not in s.records[0]["flags"]), None
+                (s for s in self.ours if s.of(case) and offloads not in s.last["flags"]), None
             )
         if attached is not None:
             yield self._queue_row(case, ours, attached, "queue_rate_of_attached")
@@ -212,16 +235,17 @@ class Comparison:
 
     def _exactness(self, case: str, ours: Measured, plains: Sequence[Measured]) -> Iterator:
         """How often outputs part, beside how often the unmodified server's own do."""
-        if ours.records[-1]["simulated"]:
+        if ours.last["simulated"]:
             return
-        mine = ours.of(case)[-1]
         theirs = [f for side in plains for f in side.of(case)]
         itself = [Divergence(**f["itself"]) for f in theirs if "itself" in f]
-        rescored = [f["rescored"][ours.name] for f in theirs if ours.name in f.get("rescored", {})]
-        if not itself or not rescored:
+        rescored = {run: found for f in theirs for run, found in f.get("rescored", {}).items()}
+        mine = [run for run, r in ours.records.items() if case in r["cases"] and run in rescored]
+        if not itself or not mine:
             return
-        parted = Divergence.between(mine["outputs"], theirs[0]["outputs"])
-        last, own = rescored[-1], itself[0]
+        figures = ours.records[mine[-1]]["cases"][case]
+        parted = Divergence.between(figures["outputs"], theirs[0]["outputs"])
+        last, own = rescored[mine[-1]], itself[0]
         note = (
             f"in 1000 tokens; {parted.parted} of {parted.outputs} outputs part from the "
             f"unmodified server's, of whose own {own.parted} of {own.outputs} do at half the "
@@ -258,6 +282,10 @@ class Comparison:
 START_UP = "start-up"
 
 
+def _share(one: Record, other: Record, *keys: str) -> bool:
+    return all(one.get(key) == other.get(key) for key in keys)
+
+
 def _spread(values: Sequence[float]) -> str:
     digits = 0 if min(values) >= 100 else 2
     return f"({min(values):.{digits}f}-{max(values):.{digits}f})"
@@ -275,6 +303,12 @@ def _times(mine: Record, theirs: Record, key: str) -> str:
         return "-" if values is None else "/".join(f"{1000 * v:.1f}" for v in values)
 
     return f"p50/p99 {both(mine)} ms (baseline {both(theirs)})"
+
+
+def _machines(ours: Measured, plain: Measured) -> Iterator[str]:
+    one, other = ({r.get("machine") for r in side.records.values()} for side in (ours, plain))
+    if one != other:
+        yield "NOT ON THE SAME MACHINE as the baseline, though of the same kind"
 
 
 def _running(basis: Basis, one: Record, other: Record) -> Iterator[str]:

@@ -21,8 +21,8 @@ from benchmarks.serving.server import ServingServer
 
 # Times of the phases are read around a run; a profile of them goes with the figures.
 Tick = Callable[[str], None]
-# Equal parts of a closed loop, for its median and spread.
-WINDOWS = 4
+# Equal parts of a closed loop, for its median and spread: as many as a lone request is timed.
+WINDOWS = 7
 
 
 def measure(
@@ -60,8 +60,8 @@ def measure(
         "runs": [],
     }
     answers = first
-    for i in range(repeats):
-        tick(f"run {i + 1}")
+    for _ in range(repeats):
+        tick("runs")
         before = server.phases()
         answers = client.fixed_set(prompts, case.tokens)
         figures["runs"].append(_run(answers, before, server.phases()))
@@ -74,7 +74,10 @@ def measure(
         figures["itself"] = vars(Divergence.between(others, figures["outputs"][:half]))
     if closed_seconds > 0 and len(prompts) > 1:
         tick("closed loop")
-        figures["closed"] = _closed(client.closed_loop(prompts, case.tokens, closed_seconds))
+        loop = client.closed_loop(prompts, case.tokens, closed_seconds)
+        tick("loop's end")
+        server.abort()
+        figures["closed"] = _closed(loop)
         server.settle()
     if len(prompts) == 1:
         figures["cold_first_token_s"] = _cold(server, client, prompts, repeats, tick)
@@ -108,11 +111,11 @@ def _run(answers: Sequence[Answer], before: dict, after: dict) -> dict[str, Any]
 def latencies(answers: Sequence[Answer]) -> dict[str, Any]:
     """Of first tokens, and from each token to the next, of those that were sent one by one."""
     begun = [answer for answer in answers if answer.events]
+    watched = [answer.stream for answer in begun if answer.watched]
     return {
         "first_token_s": percentiles([a.stream.first_token_s for a in begun]),
-        "between_tokens_s": percentiles(
-            [gap for a in begun if a.watched for gap in a.stream.gaps_s()]
-        ),
+        "between_tokens_s": percentiles([gap for s in watched for gap in s.gaps_s()]),
+        "between_tokens_even_s": percentiles([gap for s in watched for gap in s.even_gaps_s()]),
     }
 
 
@@ -125,8 +128,8 @@ def _cold(
 ) -> list[float]:
     """Time to first token of a lone request of which nothing is cached."""
     times = []
-    for i in range(repeats + 1):
-        tick(f"uncached request {i + 1}")
+    for _ in range(repeats + 1):
+        tick("uncached requests")
         server.flush()
         [answer] = client.fixed_set(prompts, 1)
         times.append(answer.stream.first_token_s)

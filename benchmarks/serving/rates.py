@@ -27,8 +27,14 @@ class Basis:
     rates: Callable[[Record], Sequence[float | None]]
     told: Callable[[Record], str]
 
-    def among(self, figures: Record) -> list[float]:
-        return [rate for rate in self.rates(figures) if rate is not None]
+    def among(self, figures: Sequence[Record]) -> list[float]:
+        """Of those of one side that have it: a start that only rescored has no loop."""
+        return [
+            rate for f in figures if self.holds(f) for rate in self.rates(f) if rate is not None
+        ]
+
+    def last(self, figures: Sequence[Record]) -> Record:
+        return [f for f in figures if self.holds(f)][-1]
 
     def holds(self, figures: Record) -> bool:
         rates = self.rates(figures)
@@ -39,9 +45,9 @@ class Basis:
         return figures["closed"] if self is CLOSED else median_run(figures)
 
 
-def basis_of(figures: Sequence[Record]) -> Basis:
-    """The same for both sides of a comparison."""
-    return next(basis for basis in BASES if all(basis.holds(f) for f in figures))
+def basis_of(sides: Sequence[Sequence[Record]]) -> Basis:
+    """The same for both sides of a comparison, each of which has it at least once."""
+    return next(basis for basis in BASES if all(any(map(basis.holds, side)) for side in sides))
 
 
 def _each_run(key: str) -> Callable[[Record], list[float | None]]:
@@ -53,7 +59,8 @@ def _closed_told(figures: Record) -> str:
     return (
         f"closed loop: {count} clients, each sends its prompt again once its answer is complete; "
         f"{seconds:g} s are counted from {WARM_S:g} s after all have begun, the first answers are "
-        "of unequal lengths so that they are not in step"
+        "of unequal lengths so that they are not in step; within it are the first tokens of the "
+        "answers, whose prompts are cached"
     )
 
 

@@ -6,11 +6,13 @@ would flatter a drafting server.
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from benchmarks.registry import Case
@@ -38,6 +40,7 @@ class Selection:
         numbers: of `Prompts`, as many as the case has requests.
         digest: of the prompts; other texts under the same numbers are other prompts.
         tried: so many prompts were answered to find them.
+        model: whose answers were looked at; "" in older files.
     """
 
     context: int
@@ -45,6 +48,7 @@ class Selection:
     numbers: tuple[int, ...]
     digest: str
     tried: int
+    model: str = ""
 
     def serves(self, case: Case) -> bool:
         """Whether its first prompts are a choice for that case as well."""
@@ -52,9 +56,14 @@ class Selection:
             self.numbers
         ) >= case.requests
 
-    def first(self, source: Prompts, count: int) -> Selection:
-        """A choice of the first ``count`` of them."""
-        numbers = self.numbers[:count]
+    def first(self, source: Prompts, case: Case) -> Selection:
+        """A choice of as many of them as the case has requests.
+
+        Raises:
+            SelectionError: as `prompts`; the digest of a part would be that of any texts.
+        """
+        self.prompts(source, case)
+        numbers = self.numbers[: case.requests]
         return replace(self, numbers=numbers, digest=digest(source.make(self.context, numbers)))
 
     def prompts(self, source: Prompts, case: Case) -> list[list[int]]:
@@ -77,12 +86,41 @@ class Selection:
         return cls(**values | {"numbers": tuple(values["numbers"])})
 
 
+def read_selections(path: Path, model: str) -> dict[str, Selection]:
+    """By case; none where the file does not exist.
+
+    Raises:
+        SelectionError: it holds something else, or a choice by the answers of another model.
+    """
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        found = {name: Selection.from_json(values) for name, values in known.items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise SelectionError(f"{path} does not hold a choice of prompts") from None
+    others = {choice.model for choice in found.values()} - {"", model}
+    if others:
+        raise SelectionError(
+            f"the prompts in {path} were chosen by answers of {', '.join(sorted(others))}, and the "
+            f"model is {model}: choose anew, without --chosen and in another --out"
+        )
+    return found
+
+
+def write_selections(path: Path, choices: Mapping[str, Selection]) -> None:
+    known = {name: choice.as_json() for name, choice in choices.items()}
+    path.write_text(json.dumps(known), encoding="utf-8")
+
+
 def wave_size(case: Case) -> int:
     """Prompts of the case that are answered at a time; the first wave is as many numbers."""
     return min(max(2 * case.requests, LEAST_WAVE), WAVE)
 
 
-def select(source: Prompts, case: Case, generate: Generate, seconds: float) -> Selection:
+def select(
+    source: Prompts, case: Case, generate: Generate, seconds: float, model: str = ""
+) -> Selection:
     """Try prompts one wave after the other until enough answers repeat little.
 
     The first wave has every kind of prompt; later ones have those that loop least. Where there are
@@ -117,7 +155,7 @@ def select(source: Prompts, case: Case, generate: Generate, seconds: float) -> S
     rest = [n for share, n in sorted(found) if share > MOST_REPETITION]
     chosen = tuple((good + rest)[: case.requests])
     made = digest(source.make(case.context, chosen))
-    return Selection(case.context, case.tokens, chosen, made, len(found))
+    return Selection(case.context, case.tokens, chosen, made, len(found), model)
 
 
 def _wave(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,13 @@ from benchmarks.replay.vericache_replay import FOLDER as REPLAY_FOLDER
 from benchmarks.replay.vericache_replay import STATUS_KEY, VARIABLE, Recording
 
 START_TIMEOUT_S = 280
-STOP_TIMEOUT_S = 20
-REQUEST_TIMEOUT_S = 900
+# SGLang looks every five seconds whether it was told to end, and nothing of a server that was
+# measured is worth waiting for.
+GRACE_S, STOP_TIMEOUT_S = 1, 20
+REQUEST_TIMEOUT_S, RECOVERY_TIMEOUT_S = 900, 60
 FIRST_ID = 256  # any token
+# How the last line of a Python traceback begins.
+_ERROR = re.compile(r"^[\w.]*(?:Error|Exception|Interrupt)\b.*$", re.MULTILINE)
 
 
 class ServingServer:
@@ -55,18 +61,22 @@ class ServingServer:
         self.environment = dict(os.environ)
         # Only what this server was told may replace acceptance, not a variable left over.
         self.environment.pop(VARIABLE, None)
+        if on_cpu(flags):
+            from sglang_vericache.cpu import engine  # here, because it brings torch along
+
+            self.environment = engine.environment(self.environment)
         if not plugin:
             self.environment["SGLANG_PLUGINS"] = "none"  # an allow-list: ours is not loaded
         elif replay is not None:
-            paths = [str(REPLAY_FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]
+            paths = [str(REPLAY_FOLDER), *filter(None, [self.environment.get("PYTHONPATH")])]
             self.environment["PYTHONPATH"] = os.pathsep.join(paths)
             self.environment[VARIABLE] = replay
-        self.plugin, self.replay = plugin, replay if plugin else None
+        self.plugin = plugin
+        self._wanted = Recording.load(replay).label if plugin and replay is not None else None
         self.start_seconds = 0.0
         self.simulated: str | None = None
 
     def __enter__(self) -> ServingServer:
-        started = time.perf_counter()
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 self.command,
@@ -78,19 +88,22 @@ class ServingServer:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        while not self._ready():
-            if self._process.poll() is not None or time.perf_counter() - started > START_TIMEOUT_S:
-                self.__exit__()
-                tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-60:])
-                raise RuntimeError(f"the server did not start:\n{tail}")
-            time.sleep(0.5)
-        self.start_seconds = time.perf_counter() - started
         try:
+            self._wait_for_answer()
             self._check_acceptance()
-        except BaseException:
+        except BaseException:  # an interruption too: no server outlives this command
             self.__exit__()
             raise
         return self
+
+    def _wait_for_answer(self) -> None:
+        started = time.perf_counter()
+        while not self._ready():
+            if self._process.poll() is not None or time.perf_counter() - started > START_TIMEOUT_S:
+                tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-60:])
+                raise RuntimeError(f"the server did not start, see {self.log}:\n{tail}")
+            time.sleep(0.5)
+        self.start_seconds = time.perf_counter() - started
 
     def _check_acceptance(self) -> None:
         """A row must say how its drafts were accepted: the server is asked, not the command."""
@@ -98,26 +111,46 @@ class ServingServer:
         if (status is not None) != self.plugin:
             raise RuntimeError(f"the plugin is {'not ' * self.plugin}active, see {self.log}")
         self.simulated = (status or {}).get(STATUS_KEY)
-        wanted = Recording.load(self.replay).label if self.replay else None
-        if self.simulated != wanted:
-            raise RuntimeError(
-                f"the server's acceptance is {self.simulated or 'real'}, not {wanted or 'real'}"
-            )
+        if self.simulated != self._wanted:
+            is_, wanted = (label or "real" for label in (self.simulated, self._wanted))
+            raise RuntimeError(f"the server's acceptance is {is_}, not {wanted}")
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
         try:
             os.killpg(self._process.pid, signal.SIGTERM)
-            self._process.wait(STOP_TIMEOUT_S)
+            self._process.wait(GRACE_S)
         except (ProcessLookupError, subprocess.TimeoutExpired):
             pass
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
+        self._process.wait(STOP_TIMEOUT_S)
 
     @property
     def alive(self) -> bool:
         return self._process.poll() is None
+
+    def recovers(self) -> bool:
+        """After a failed case: whether the server serves the next, without anything of this one.
+
+        It is asked for a token, because its front may live on for a while where its scheduler died.
+        """
+        try:
+            self.abort()
+            self.settle(RECOVERY_TIMEOUT_S)
+            self.flush()
+        except requests.RequestException:
+            return False
+        return self.alive
+
+    def last_words(self) -> str:
+        """The last exception in its log, and where the log lies."""
+        errors = _ERROR.findall(self.log.read_text(errors="replace"))
+        return f"{errors[-1].strip()}; see {self.log}" if errors else f"see {self.log}"
 
     def _ready(self) -> bool:
         try:
@@ -125,7 +158,9 @@ class ServingServer:
         except requests.RequestException:
             return False
 
-    def generate(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], tokens: int, timeout: float = REQUEST_TIMEOUT_S
+    ) -> list[list[int]]:
         """Greedy answers of exactly ``tokens`` tokens, all prompts in one batch."""
         body: dict[str, Any] = {
             "input_ids": [list(prompt) for prompt in prompts],
@@ -135,7 +170,7 @@ class ServingServer:
                 "ignore_eos": True,
             },
         }
-        response = requests.post(self.url + "/generate", json=body, timeout=REQUEST_TIMEOUT_S)
+        response = requests.post(self.url + "/generate", json=body, timeout=timeout)
         response.raise_for_status()
         return [answer["output_ids"] for answer in response.json()]
 
@@ -152,9 +187,13 @@ class ServingServer:
     def flush(self) -> None:
         requests.post(self.url + "/flush_cache?timeout=30", timeout=60).raise_for_status()
 
-    def settle(self) -> None:
+    def abort(self) -> None:
+        """Give up whatever runs."""
+        requests.post(self.url + "/abort_request", json={"abort_all": True}, timeout=60)
+
+    def settle(self, timeout: float = REQUEST_TIMEOUT_S) -> None:
         """Wait until requests that were given up have left."""
-        self.generate([[FIRST_ID]], 1)
+        self.generate([[FIRST_ID]], 1, timeout)
 
     def status(self) -> dict[str, Any] | None:
         """``vericache`` of the server's info; None of an unmodified server."""
@@ -165,3 +204,7 @@ class ServingServer:
         """Seconds that the plugin has spent in each of its phases so far; none without it."""
         status = self.status() if self.plugin else None
         return dict(status["phase_seconds"]) if status else {}
+
+
+def on_cpu(flags: Sequence[str]) -> bool:
+    return ("--device", "cpu") in pairwise(flags) or "--device=cpu" in flags

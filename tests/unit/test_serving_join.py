@@ -20,6 +20,7 @@ def figures(rates, outputs, **more) -> dict:
             "phases_s": {},
             "first_token_s": [0.1, 0.2],
             "between_tokens_s": [0.0, 0.05],
+            "between_tokens_even_s": [0.004, 0.005],
         }
         for rate in rates
     ]
@@ -41,9 +42,10 @@ def write(folder, number: int, name: str, cases: dict, **more) -> None:
     record = {
         "side": {"name": name, "flags": more.get("flags", "")},
         "flags": f"--common {more.get('flags', '')}".strip(),
-        "model": "smol",
-        "gpu": "H100",
-        "commit": "abc1234",
+        "model": more.get("model", "smol"),
+        "gpu": more.get("gpu", "H100"),
+        "machine": more.get("machine", "here"),
+        "commit": more.get("commit", "abc1234"),
         "command": "bench",
         "sglang": "0.5.23",
         "date": "2026-01-02",
@@ -82,7 +84,8 @@ def test_decode_rows(tmp_path):
         "plain, ours, plain",
         "from sending to the last token 270 to 86 tokens/s (3.12x)",
         "first token p50/p99 100.0/200.0 ms",
-        "between tokens p50/p99 0.0/50.0 ms",
+        "between tokens as they arrive p50/p99 0.0/50.0 ms",
+        "sharing their time, p50/p99 4.0/5.0 ms (baseline 4.0/5.0)",
         "1 of 2 baseline outputs repeat at most 30%",
         "of 9 prompts tried",
         "1 of 2 outputs part from the baseline's",
@@ -104,6 +107,7 @@ def closed(rates, **more) -> dict:
         "tokens_per_round": 9.0,
         "first_token_s": [0.3, 0.4],
         "between_tokens_s": None,
+        "between_tokens_even_s": None,
     }
     return {"closed": loop | more}
 
@@ -125,8 +129,13 @@ def test_the_closed_loop_counts(tmp_path):
         "first token p50/p99 300.0/400.0 ms",
     ):
         assert part in row.note, part
-    write(tmp_path, 2, "plain", {"c": figures([100], PLAIN)})
+    # A start that only rescored adds nothing, and takes nothing away.
+    write(tmp_path, 2, "plain", {"c": figures([900], PLAIN)})
+    row = rows(tmp_path)["c", "decode_rate"]
+    assert (row.value, row.baseline) == (120, 65) and "on average 1.9" in row.note
     # Without a loop on both sides the fixed set stands, as a whole where not all of it ever ran.
+    write(tmp_path, 0, "plain", {"c": figures([100], PLAIN)})
+    write(tmp_path, 2, "plain", {"c": figures([100], PLAIN)})
     row = rows(tmp_path)["c", "decode_rate"]
     assert ("c", "fixed_set_rate") not in rows(tmp_path)
     assert "prefixes cached; fixed set, from sending to the last token; 2 runs" in row.note
@@ -188,7 +197,6 @@ def test_one_side_is_no_comparison(tmp_path):
 def test_exactness_row(tmp_path):
     """Catches mismatches that are lost, and first differences of whole outputs, not of tokens."""
     rescored = {
-        "run": "run-01-ours.json",
         "margin": 0.25,
         "outputs": 2,
         "tokens": 8,
@@ -198,7 +206,7 @@ def test_exactness_row(tmp_path):
     }
     besides = {
         "itself": {"outputs": 1, "parted": 1, "tokens": 4},
-        "rescored": {"ours": rescored},
+        "rescored": {"run-00-ours.json": rescored},
     }
     write(tmp_path, 0, "ours", {"c": figures([300], OURS)})
     write(tmp_path, 1, "plain", {"c": figures([100], PLAIN, besides=besides)})
@@ -207,6 +215,35 @@ def test_exactness_row(tmp_path):
     # Ours part once in 3 + 4 tokens that could have been the first difference.
     assert row.value == pytest.approx(1000 / 7, abs=0.001) and row.baseline == 250
     assert "0.25" in row.note and "8 tokens of 2 outputs" in row.note
+
+
+def test_only_like_is_compared_with_like(tmp_path):
+    """Catches a gain over another device, model or case of the same name, and a join that fails."""
+    write(tmp_path, 0, "plain", {"c": figures([100], PLAIN), "d": figures([100], PLAIN[:1])})
+    ours = {"c": figures([300], OURS), "d": figures([300], OURS)}
+    for number, other in ((1, {"gpu": "H200"}), (2, {"model": "large"})):
+        write(tmp_path, number, "ours", ours, **other)
+    comparison = Comparison(tmp_path)
+    assert list(comparison.rows()) == [] and len(comparison.failures) == 4
+    assert "nothing to compare with" in comparison.failures[0]
+    write(tmp_path, 3, "ours", ours, machine="there")
+    assert list(rows(tmp_path)) == [("c", "decode_rate"), ("c", "fixed_set_rate")]
+    assert "NOT ON THE SAME MACHINE" in rows(tmp_path)["c", "decode_rate"].note
+
+
+def test_flags_and_commits_are_not_mixed(tmp_path):
+    """Catches a median over servers that differ in more than the time of their start."""
+    write(tmp_path, 0, "plain", {"c": figures([100], PLAIN)})
+    for number, rate, more in (
+        (1, 200, {"flags": "--a"}),
+        (2, 300, {"flags": "--b"}),
+        (3, 400, {"flags": "--b", "commit": "def5678"}),
+        (4, 500, {"flags": "--b", "commit": "def5678"}),
+    ):
+        write(tmp_path, number, "ours", {"c": figures([rate], OURS)}, **more)
+    found = [row for _, row in Comparison(tmp_path).rows() if row.metric == "decode_rate"]
+    assert [row.value for row in found] == [200, 300, 450]
+    assert "NOT ON" not in found[0].note
 
 
 def test_traffic_rows(tmp_path):

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from benchmarks.registry import Case
 from benchmarks.serving import selection
+from benchmarks.serving.case_prompts import choice_for
 from benchmarks.serving.prompts import repetition
-from benchmarks.serving.selection import Selection, SelectionError, select
+from benchmarks.serving.selection import (
+    Selection,
+    SelectionError,
+    read_selections,
+    select,
+    write_selections,
+)
 from benchmarks.serving.shapes import random_prompts
 
 CASE = Case("mine", "", "", 80, 4, None, "serving")
@@ -107,4 +115,31 @@ def test_a_larger_case_serves_a_smaller_one():
     assert chosen.serves(smaller) and not chosen.serves(replace(CASE, requests=5))
     assert not chosen.serves(replace(smaller, tokens=512))
     assert not chosen.serves(replace(smaller, context=81))
-    assert chosen.first(source, 2).prompts(source, smaller) == chosen.prompts(source, CASE)[:2]
+    first = chosen.first(source, smaller)
+    assert first.prompts(source, smaller) == chosen.prompts(source, CASE)[:2]
+    with pytest.raises(SelectionError, match="other texts"):
+        chosen.first(Source(100, salt=7), smaller)
+
+
+def test_a_choice_of_another_size_is_none_of_this_case():
+    """Catches six requests in a case of three, and prompts of a case that was called the same."""
+    chosen = select(Source(100), CASE, Server(lambda n: True), seconds=60)
+    assert choice_for(CASE, {CASE.name: chosen}) is chosen
+    assert choice_for(replace(CASE, requests=2), {CASE.name: chosen}) is chosen
+    for other in (replace(CASE, requests=5), replace(CASE, context=81), replace(CASE, tokens=9)):
+        assert choice_for(other, {CASE.name: chosen}) is None
+
+
+def test_choices_of_another_model_or_file(tmp_path):
+    """Catches prompts that were chosen by the answers of another model."""
+    path = tmp_path / "chosen.json"
+    assert read_selections(path, "smol") == {}
+    chosen = select(Source(100), CASE, Server(lambda n: True), seconds=60, model="smol")
+    write_selections(path, {"mine": chosen})
+    assert read_selections(path, "smol") == {"mine": chosen}
+    with pytest.raises(SelectionError, match="answers of smol, and the model is large"):
+        read_selections(path, "large")
+    for text in ("not json", "[1]", json.dumps({"mine": {"what": 1}}), json.dumps({"mine": 3})):
+        path.write_text(text)
+        with pytest.raises(SelectionError, match="does not hold"):
+            read_selections(path, "smol")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import ClassVar
 
@@ -10,7 +11,9 @@ import pytest
 
 from benchmarks.registry import REPLAY, Case
 from benchmarks.serving import case_prompts, side
-from benchmarks.serving.side import Options, Side, SideError, SideRun
+from benchmarks.serving.rescore import Rescored
+from benchmarks.serving.selection import Selection, write_selections
+from benchmarks.serving.side import Options, Side, SideError, SideRun, check_order
 
 CASE = Case("one", "", "", 80, 2, None, "serving", repeats=1)
 OTHER = replace(CASE, name="other")
@@ -26,6 +29,7 @@ class Server:
 
     def __init__(self, model, log, flags, plugin, replay):
         self.plugin, self.simulated = plugin, replay and f"label of {replay}"
+        self.log, self.url = log, "http://nowhere"
         self.flushed = 0
         Server.started.append((model, flags, plugin, replay))
 
@@ -38,6 +42,15 @@ class Server:
     def flush(self):
         self.flushed += 1
 
+    def recovers(self):
+        return self.alive
+
+    def stop(self):
+        self.alive = False
+
+    def last_words(self):
+        return f"MemoryError: none; see {self.log}"
+
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch, tmp_path):
@@ -45,6 +58,7 @@ def fakes(monkeypatch, tmp_path):
     monkeypatch.setattr(Server, "started", [])
     monkeypatch.setattr(Server, "alive", True)
     monkeypatch.setattr(side, "ServingServer", Server)
+    monkeypatch.setattr(side, "Traffic", lambda *_: nullcontext())
     monkeypatch.setattr(side, "STARTED", tmp_path / "started")
     monkeypatch.setattr(side, "device_name", lambda: "H100")
     monkeypatch.setattr(side, "version", lambda name: "0.5.23")
@@ -117,11 +131,81 @@ def test_only_rescoring_asks_for_half_as_many(tmp_path, monkeypatch):
     assert asked == [False, False, True]
 
 
-def test_a_server_that_ends(tmp_path, monkeypatch):
-    """Catches cases that are sent to nobody."""
-    monkeypatch.setattr(Server, "alive", False)
-    with pytest.raises(SideError, match="ended"):
-        SideRun(PLAIN, options(tmp_path)).measure([CASE, OTHER])
+def test_a_server_that_ends(tmp_path, monkeypatch, capsys):
+    """Catches cases that are sent to nobody, and a failure that does not say where to look."""
+
+    def measure(server, case, *_):
+        if case.name == "other":
+            monkeypatch.setattr(Server, "alive", False)
+            raise OSError("connection reset")
+        return {"outputs": []}
+
+    monkeypatch.setattr(side, "measure", measure)
+    third = replace(CASE, name="third")
+    run = SideRun(PLAIN, options(tmp_path))
+    failed = run.measure([CASE, OTHER, third])
+    assert "OSError: connection reset" in failed["other"] and "MemoryError" in failed["other"]
+    assert str(run.path.with_suffix(".log")) in failed["other"]
+    assert "not measured" in failed["third"]
+    assert list(json.loads(run.path.read_text())["cases"]) == ["one"]
+    assert "FAILED plain: other" in capsys.readouterr().out
+
+
+def test_an_interruption(tmp_path, monkeypatch):
+    """Catches figures that are lost because a later case was interrupted."""
+
+    def measure(server, case, *arguments):
+        if case.name == "other":
+            arguments[-1]("closed loop")
+            raise SystemExit(143)
+        return {"outputs": []}
+
+    monkeypatch.setattr(side, "measure", measure)
+    run = SideRun(PLAIN, options(tmp_path))
+    with pytest.raises(SystemExit):
+        run.measure([CASE, OTHER])
+    record = json.loads(run.path.read_text())
+    assert list(record["cases"]) == ["one"] and record["failed"] == {}
+    assert list(record["spent_s"]) == ["server", "one", "other"]
+    assert [path.name for path in side.run_files(tmp_path)] == ["run-00-plain.json"]
+    with pytest.raises(SystemExit):  # nothing was done by then: no file of nothing
+        SideRun(PLAIN, options(tmp_path)).measure([OTHER])
+    assert len(side.run_files(tmp_path)) == 1
+
+
+def test_numbers_of_runs(tmp_path):
+    """Catches a run that takes the place of another after one was removed."""
+    (tmp_path / "run-03-plain.json").write_text("{}")
+    assert SideRun(OURS, options(tmp_path)).path.name == "run-04-ours.json"
+
+
+def test_only_new_outputs_are_rescored(tmp_path, monkeypatch):
+    """Catches device time for outputs that an earlier server has scored."""
+    asked = []
+    monkeypatch.setattr(side, "measure", lambda *_: {"outputs": [[1]]})
+    monkeypatch.setattr(side, "rescore", lambda *_: asked.append(1) or Rescored())
+    for one in (OURS, PLAIN, PLAIN, OURS, PLAIN):
+        SideRun(one, options(tmp_path, rescores=True)).measure([CASE])
+    found = [r["cases"]["one"].get("rescored") for _, r in side.read_runs(tmp_path)]
+    assert [f and list(f) for f in found] == [
+        *(None, ["run-00-ours.json"], {}, None, ["run-03-ours.json"])
+    ]
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("arrivals, says", [(None, "no prompts"), (0.7, "capacity")])
+def test_no_start_for_nothing(tmp_path, arrivals, says):
+    """Catches a minute of a server that lacks what an unmodified one must find out before."""
+    real, case = replace(options(tmp_path), model="some/model"), replace(CASE, arrivals=arrivals)
+    check_order([PLAIN, OURS], [case], real)
+    with pytest.raises(SideError, match=says):
+        check_order([OURS, PLAIN], [case], real)
+    if arrivals is None:
+        check_order([OURS], [case], options(tmp_path))  # a shape has random prompts
+    (tmp_path / "rates.json").write_text('{"one": 10.0}')
+    choice = Selection(CASE.context, CASE.tokens, (1, 2), "digest", 9, "model")
+    write_selections(tmp_path / "chosen.json", {"another": choice})
+    check_order([OURS], [case], real)
 
 
 def test_ours_chooses_no_prompts(tmp_path, monkeypatch):

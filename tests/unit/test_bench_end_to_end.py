@@ -1,0 +1,133 @@
+"""``python -m sglang_vericache bench`` from its arguments to its rows, against stand-in servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+pytest.importorskip("aiohttp")
+
+from benchmarks import render, rows
+from benchmarks.serving import __main__ as command
+from benchmarks.serving import client, server, side
+
+STAND_IN = Path(__file__).with_name("bench_stand_in.py")
+CASES = ("--case", "mine:80:3", "--case", "one:60:1")
+ARGUMENTS = ("--model", "shape:tiny", "--flags", "--device cpu", "--tokens", "40", "--repeats", "2")
+LABEL = "run-lengths.json, snapkv+int4had 0.2, greedy"
+
+
+@pytest.fixture(autouse=True)
+def stand_ins(monkeypatch, tmp_path):
+    class Stand(server.ServingServer):
+        started: ClassVar[list] = []
+
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.command = [sys.executable, str(STAND_IN), self.command[6]]
+            Stand.started.append(self)
+
+    monkeypatch.setattr(side, "ServingServer", Stand)
+    monkeypatch.setattr(side, "STARTED", tmp_path / "started")
+    monkeypatch.setattr(client, "WARM_S", 0.1)
+    monkeypatch.setattr(client, "AFTER_S", 0.1)
+    monkeypatch.setattr(rows, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(render, "render_all", lambda **_: 0)
+    monkeypatch.setenv("VERICACHE_COMMIT", "abcdef1")
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before[signal.SIGINT] = signal.getsignal(signal.SIGINT)
+    yield Stand.started
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert not any(stand.alive for stand in Stand.started)
+
+
+def bench(folder: Path, *more: str) -> int:
+    return command.main([*ARGUMENTS, "--seconds", "0.7", "--out", str(folder / "out"), *more])
+
+
+def record(folder: Path, name: str) -> dict:
+    return json.loads((folder / "out" / name).read_text())
+
+
+def test_a_comparison_in_two_calls(tmp_path, capsys):
+    """Catches a part of it that only fails, or only takes its time, where a device is at stake."""
+    began = time.perf_counter()
+    assert bench(tmp_path, *CASES, "--order", "plain", "--no-rows") == 0
+    assert "nothing to compare" in capsys.readouterr().out
+    assert bench(tmp_path, *CASES, "--order", "ours", "--no-rows") == 0
+    took = time.perf_counter() - began
+    told = capsys.readouterr().out
+    assert "mine decode_rate: " in told and "SIMULATED ACCEPTANCE" in told
+    assert not rows.RESULTS.exists()
+    known = [record(tmp_path, name) for name in ("run-00-plain.json", "run-01-ours.json")]
+    # Nearly all of the time belongs to a part that is told.
+    spent = sum(sum(map(sum, map(dict.values, r["spent_s"].values()))) for r in known)
+    assert spent > took - 1.5
+    assert "  mine " in told and "closed loop 0." in told
+    assert list(known[1]["spent_s"]["mine"]) == [
+        *("prefill", "first run", "runs", "closed loop", "loop's end", "flush")
+    ]
+    assert list(known[0]["spent_s"]["one"]) == [
+        *("prefill", "first run", "runs", "uncached requests", "flush")
+    ]
+    loop = known[1]["cases"]["mine"]["closed"]
+    assert len(loop["rates"]) == 7 and loop["tokens_per_round"] == pytest.approx(4.0, rel=0.05)
+    # 4 tokens in 6 ms and a little for each of three against one in 2 ms.
+    ratio = sum(loop["rates"]) / sum(known[0]["cases"]["mine"]["closed"]["rates"])
+    assert 1.0 < ratio < 3.0
+    for _ in range(2):  # a second time there is nothing new
+        assert bench(tmp_path, "--order", "") == 0
+        found = rows.read("serving.jsonl")
+        assert [(row.case, row.metric) for row in found] == [
+            *(("mine", "decode_rate"), ("one", "decode_rate"))
+        ]
+        assert all(row.simulated_acceptance == LABEL for row in found)
+    assert "7 windows" in found[0].note and "2 runs" in found[1].note
+
+
+def test_an_interruption(tmp_path, stand_ins, capsys):
+    """Catches a server that goes on, and figures that cannot be joined afterwards."""
+    assert bench(tmp_path, *CASES, "--order", "plain", "--no-rows") == 0
+    stand_ins.clear()
+
+    def interrupt():
+        path = tmp_path / "out" / "run-01-ours.json"
+        while not path.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    watcher = threading.Thread(target=interrupt)
+    watcher.start()
+    with pytest.raises(SystemExit) as end:
+        bench(tmp_path, *CASES, "--order", "ours", "--no-rows", "--repeats", "12")
+    watcher.join()
+    assert end.value.code == 128 + signal.SIGTERM and not stand_ins[0].alive
+    assert list(record(tmp_path, "run-01-ours.json")["cases"]) == ["mine"]
+    capsys.readouterr()
+    assert bench(tmp_path, "--order", "", "--no-rows") == 0
+    told = capsys.readouterr().out
+    assert "mine decode_rate" in told and "one decode_rate" not in told
+
+
+def test_a_server_that_dies(tmp_path, monkeypatch, capsys):
+    """Catches a failure that ends the other side as well, hangs, or does not name the log."""
+    monkeypatch.setenv("STAND_IN_DIES_AT", "60")
+    began = time.perf_counter()
+    code = bench(tmp_path, *CASES, "--case", "third:50:1", "--order", "plain,ours", "--no-rows")
+    assert code == 1 and time.perf_counter() - began < 60
+    told = capsys.readouterr().out
+    for name in ("plain", "ours"):
+        log = tmp_path / "out" / f"run-0{int(name == 'ours')}-{name}.log"
+        line = next(line for line in told.splitlines() if f"FAILED {name}: one" in line)
+        assert f"MemoryError: no room for a stand-in; see {log}" in line
+        assert f"FAILED {name}: third: not measured" in told
+    assert "mine decode_rate" in told
