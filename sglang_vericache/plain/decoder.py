@@ -11,7 +11,6 @@ from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.tp_worker import TpModelWorker
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-from sglang_vericache.plain.pacer import StepPacer
 from sglang_vericache.plain.sampling import select_sampling
 from sglang_vericache.sub_batch import sub_batch
 
@@ -60,9 +59,7 @@ def decode_plainly(
     _take_request_options(part, batch, indices)
     part.sampling_info = select_sampling(batch, indices, index)
     tokens: list[torch.Tensor] = []
-    pacer = StepPacer(source_slots.device)
     for step in range(steps):
-        pacer.begin()
         part.seq_lens, part.seq_lens_cpu = part.seq_lens + 1, part.seq_lens_cpu + 1
         part.orig_seq_lens, part.seq_lens_sum = part.orig_seq_lens + 1, None
         part.out_cache_loc = source_slots[:, step].contiguous()
