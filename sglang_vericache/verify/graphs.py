@@ -43,6 +43,18 @@ class CapturedVerify:
     source_slots: torch.Tensor
 
 
+def fits_workspace(plan: ChainPlan) -> bool:
+    """Whether FlashInfer has room for the partial results of a captured pass: it reserves them for
+    every tile of queries there may be, an uncaptured pass only for those that it splits."""
+    try:
+        plan.plan(())
+    except RuntimeError as error:
+        if "workspace" not in str(error):
+            raise
+        return False
+    return True
+
+
 class VerifyGraphs:
     """Replays verify passes; what differs between them is read from static tensors.
 
@@ -98,6 +110,13 @@ class VerifyGraphs:
             time.perf_counter() - started,
             (before - torch.cuda.mem_get_info()[0]) / (1 << 30),
         )
+        left_out = {(s, w) for s in self.sizes for w in self.widths} - self._graphs.keys()
+        if left_out:
+            logger.warning(
+                "FlashInfer's workspace is too small to capture verify passes of (requests, tokens)"
+                " %s; they run uncaptured. SGLANG_FLASHINFER_WORKSPACE_SIZE sets its bytes.",
+                sorted(left_out),
+            )
 
     def shape_for(self, committed: Sequence[int], width: int) -> tuple[int, int] | None:
         """The captured (size, width) that a pass is padded to, or None when none is as large.
@@ -149,7 +168,8 @@ class VerifyGraphs:
         self.load(shape, none, none, none, none)
         plan = ChainPlan(self.model_runner, size, width, self.kv_indices)
         with torch.cuda.stream(stream):
-            plan.plan(())
+            if not fits_workspace(plan):
+                return
             batch = self._static_batch(size, width)
             for _ in range(WARM_UPS):
                 self._pass(plan, batch, size, width)
