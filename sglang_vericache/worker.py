@@ -289,8 +289,9 @@ class VeriCacheWorker(BaseSpecWorker):
     def _decode_plainly(
         self, batch, index, indices, states, pending, steps, emission: Emission
     ) -> None:
+        ended = [n for n, i in enumerate(indices) if states[i].released]
         with self.phases("plain"):
-            plain = decode_plainly(self.target_worker, batch, index, indices, pending, steps)
+            plain = decode_plainly(self.target_worker, batch, index, indices, pending, steps, ended)
         emission.add_plain(index, indices, plain)
         viewed = [n for n, i in enumerate(indices) if states[i].view is not None]
         if viewed:
