@@ -160,7 +160,7 @@ class VeriRadixCache(UnifiedRadixCache):
         self.spans.clear()
 
     def _drop_if_gone(self, node_id: int) -> None:
-        if node_id in self.spans.nodes() and not self._alive(node_id):
+        if self.spans.knows(node_id) and not self._alive(node_id):
             self.spans.drop(node_id)
 
     def _alive(self, node_id: int) -> bool:
