@@ -44,7 +44,7 @@ class RowBytes:
 
 
 def _tally() -> defaultdict[Any, int]:
-    """Counts by name; made for every request in every step, where Counter would cost."""
+    """Counts by name, where Counter would cost."""
     return defaultdict(int)
 
 
@@ -107,6 +107,19 @@ class DraftCounters:
     def bytes_full(self, row_bytes: RowBytes) -> int:
         """Bytes that plain decoding would have read."""
         return self.rows_full * row_bytes.full
+
+    def count_round(self, drafted: int, tokens: int) -> None:
+        """A round of so many draft tokens produced ``tokens``."""
+        self.rounds += 1
+        self.drafted += drafted
+        self.accepted += tokens - 1
+        self.yields[tokens] += 1
+
+    def count_rows(self, draft: int, full: int, plain: int) -> None:
+        """Rows that were read, and that plain decoding would have read for the same tokens."""
+        self.draft_rows_read += draft
+        self.full_rows_read += full
+        self.rows_full += plain
 
     def add(self, other: DraftCounters) -> None:
         self.rounds += other.rounds

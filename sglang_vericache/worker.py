@@ -45,6 +45,7 @@ from sglang_vericache.support import END_OF_OUTPUT, draft_obstacle, validate_lay
 from sglang_vericache.tree.view_builder import FullKV, ViewBuilder
 from sglang_vericache.upload import to_device
 from sglang_vericache.verify.logits_consumer import create_picker
+from sglang_vericache.verify.plan_fence import fence_plans
 from sglang_vericache.verify.verifier import PreparedVerify, Verified, Verifier
 
 logger = logging.getLogger(__name__)
@@ -123,6 +124,7 @@ class VeriCacheWorker(BaseSpecWorker):
             widths = [horizon + 1 for horizon in horizons_up_to(self.config.horizon) if horizon]
             self.verifier.capture(widths, max(runner.capture_bs))
         self.drafter = Drafter(self.draft_step, graphs)
+        fence_plans(self.model_runner.attn_backend)
 
     @property
     def spec_v2_attn_backends(self) -> tuple:
@@ -287,8 +289,9 @@ class VeriCacheWorker(BaseSpecWorker):
     def _decode_plainly(
         self, batch, index, indices, states, pending, steps, emission: Emission
     ) -> None:
+        ended = [n for n, i in enumerate(indices) if states[i].released]
         with self.phases("plain"):
-            plain = decode_plainly(self.target_worker, batch, index, indices, pending, steps)
+            plain = decode_plainly(self.target_worker, batch, index, indices, pending, steps, ended)
         emission.add_plain(index, indices, plain)
         viewed = [n for n, i in enumerate(indices) if states[i].view is not None]
         if viewed:

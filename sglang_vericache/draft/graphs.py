@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import bisect
-import logging
-import time
 
 import torch
-from sglang.srt.model_executor.runner_utils.capture_mode import model_capture_mode
 
 from sglang_vericache.draft.step import DraftStep
-
-logger = logging.getLogger(__name__)
-
-WARM_UPS = 2
+from sglang_vericache.graph_capture import open_capture
 
 
 class DraftGraphs:
@@ -28,35 +22,12 @@ class DraftGraphs:
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def capture(self) -> None:
-        """Capture all sizes, the largest first, so that the others fit into its memory."""
-        started, before = time.perf_counter(), torch.cuda.mem_get_info()[0]
-        pool = torch.cuda.graph_pool_handle()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with model_capture_mode():
-            for size in reversed(self.sizes):
-                self._graphs[size] = self._capture(size, pool, stream)
-        torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
-        logger.info(
-            "Captured draft CUDA graphs: bs=%s, elapsed=%.2f s, mem usage=%.2f GB.",
-            self.sizes,
-            time.perf_counter() - started,
-            (before - torch.cuda.mem_get_info()[0]) / (1 << 30),
-        )
-
-    def _capture(self, size: int, pool, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
         # Targets are 0: nothing moves while warming up, and all writes go to padding.
         none = self.step.requests[:0]
-        self.step.load(none, none, none, none, none, none, size)
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
-                self.step.advance(size)
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=stream):
-            self.step.advance(size)
-        return graph
+        with open_capture(f"draft CUDA graphs: bs={self.sizes}") as capture:
+            for size in reversed(self.sizes):
+                self.step.load(none, none, none, none, none, none, size)
+                self._graphs[size], _ = capture(lambda size=size: self.step.advance(size))
 
     def size_for(self, count: int) -> int | None:
         """The captured size that ``count`` requests are padded to, or None for too many."""

@@ -11,9 +11,9 @@ from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.tp_worker import TpModelWorker
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-from sglang_vericache.plain.pacer import StepPacer
 from sglang_vericache.plain.sampling import select_sampling
 from sglang_vericache.sub_batch import sub_batch
+from sglang_vericache.upload import to_device
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,16 @@ def decode_plainly(
     indices: Sequence[int],
     pending: torch.Tensor,
     steps: int = 1,
+    ended: Sequence[int] = (),
 ) -> PlainTokens:
     """Decode requests ``indices`` by ``steps`` tokens, exactly as SGLang does without speculation.
 
     Args:
         index: ``indices`` as an int64 tensor on the device.
         pending: ``[bs]`` the token of each request whose KV is not computed yet.
+        ended: places in ``indices`` of requests that have given their slots back. What they yield
+            is for nobody, and their KV goes to padding: a fetch that was ordered in this step may
+            have been given those slots.
 
     Precondition: with more than one step, nothing that a request asks for needs its last token on
     the host.
@@ -53,6 +57,8 @@ def decode_plainly(
     positions = committed[:, None] + torch.arange(steps, device=committed.device)
     table = batch.req_to_token_pool.req_to_token
     source_slots = table[requests[:, None], positions].to(torch.int64)
+    if ended:
+        source_slots.index_fill_(0, to_device(ended, source_slots.device), 0)
     part = sub_batch(
         batch, indices, index, ForwardMode.DECODE, committed, pending[index], source_slots[:, 0]
     )
@@ -60,9 +66,7 @@ def decode_plainly(
     _take_request_options(part, batch, indices)
     part.sampling_info = select_sampling(batch, indices, index)
     tokens: list[torch.Tensor] = []
-    pacer = StepPacer(source_slots.device)
     for step in range(steps):
-        pacer.begin()
         part.seq_lens, part.seq_lens_cpu = part.seq_lens + 1, part.seq_lens_cpu + 1
         part.orig_seq_lens, part.seq_lens_sum = part.orig_seq_lens + 1, None
         part.out_cache_loc = source_slots[:, step].contiguous()

@@ -29,30 +29,23 @@ class StepAccount:
         plan: RoundPlan,
         plain_steps: int = 1,
     ) -> None:
+        undrafted = all(reasons[i] is not None for i in plan.plain)
+        assert undrafted, "a request that could draft is not decoded plainly"
         self.states, self.committed, self.reasons, self.plan = states, committed, reasons, plan
-        self.counters = [DraftCounters() for _ in states]
-        for i in plan.plain:
-            reason = reasons[i]
-            assert reason is not None, "a request that could draft is not decoded plainly"
-            self.counters[i].plain[reason] += plain_steps
-            rows = rows_of_plain_decoding(committed[i] + 1, plain_steps)
-            self.counters[i].full_rows_read += rows
-        for i, drafted in plan.verify:
-            self.counters[i].rounds += 1
-            self.counters[i].drafted += drafted
-            self.counters[i].full_rows_read += committed[i] + drafted + 1
+        self.plain_steps = plain_steps
+        self._draft_rows: dict[int, int] = {}
+        self._beyond_limit: dict[int, int] = {}  # draft steps
 
     def drafted(self, work: Sequence[tuple[int, int]]) -> None:
         """Draft steps of (index, count) just ran; to be told before their states advance."""
         for i, count in work:
-            state, committed = self.states[i], self.committed[i]
+            state = self.states[i]
             view = state.view
             assert view is not None, "nothing drafts without a view"
-            tail = view.tail_tokens(committed) + state.drafted
-            first = view.span_rows + tail + 1
-            self.counters[i].draft_rows_read += count * first + count * (count - 1) // 2
+            first = view.length(self.committed[i]) + state.drafted + 1
+            self._draft_rows[i] = count * first + count * (count - 1) // 2
             if view.span_rows > view.budget.limit_rows(view.tail_start):
-                self.counters[i].draft_rows_limit_exceeded += count
+                self._beyond_limit[i] = count
 
     def settle(self, yields: Sequence[int], total: DraftCounters) -> DraftCounters:
         """Add this step to its requests and to the total, now that the yields are known.
@@ -60,20 +53,31 @@ class StepAccount:
         Returns:
             What the step did, all requests together.
         """
-        verified = {i for i, _ in self.plan.verify}
         step = DraftCounters()
+        verified, plain = dict(self.plan.verify), set(self.plan.plain)
         for i, (state, tokens) in enumerate(zip(self.states, yields, strict=True)):
             if state.released:
                 continue
-            counters = self.counters[i]
+            counters, committed = state.counters, self.committed[i]
+            full_rows = 0
             if i in verified:
-                counters.accepted += tokens - 1
-                counters.yields[tokens] += 1
+                drafted = verified[i]
+                full_rows = committed + drafted + 1
+                counters.count_round(drafted, tokens)
+                step.count_round(drafted, tokens)
                 state.last_yield, state.last_reason = tokens, None
-            elif tokens:
-                state.last_yield, state.last_reason = tokens, self.reasons[i]
-            counters.rows_full += rows_of_plain_decoding(self.committed[i] + 1, tokens)
-            state.counters.add(counters)
-            step.add(counters)
+            elif i in plain:
+                reason = self.reasons[i] or ""
+                full_rows = rows_of_plain_decoding(committed + 1, self.plain_steps)
+                counters.plain[reason] += self.plain_steps
+                step.plain[reason] += self.plain_steps
+                state.last_yield, state.last_reason = tokens, reason
+            draft_rows = self._draft_rows.get(i, 0)
+            rows_full = rows_of_plain_decoding(committed + 1, tokens) if tokens else 0
+            counters.count_rows(draft_rows, full_rows, rows_full)
+            step.count_rows(draft_rows, full_rows, rows_full)
+            if i in self._beyond_limit:
+                counters.draft_rows_limit_exceeded += self._beyond_limit[i]
+                step.draft_rows_limit_exceeded += self._beyond_limit[i]
         total.add(step)
         return step

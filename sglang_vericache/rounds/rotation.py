@@ -94,7 +94,7 @@ class Rotation:
         rest = 0 if chunked is None else len(chunked.full_untruncated_fill_ids) - chunked.extend_end
         self._prefill_rest = max(rest, 0)
         self.residency.changes += 1
-        nodes = [req.last_node for req in batch.reqs if req.session is None]
+        nodes = [self.residency.cache.node_read_by(req) for req in batch.reqs]
         self.residency.wait_for_prefill([node for node in nodes if node is not None])
 
     def step(

@@ -134,7 +134,8 @@ class ViewKeeper:
         return None
 
     def _reserve(self, view: DraftView, committed: int) -> bool:
-        return self.views.reserve(view, view.length(committed) + self.config.verify_width)
+        length = view.length(committed) + self.config.verify_width
+        return length <= view.capacity or self.views.reserve(view, length)
 
     def _without_memory(self, state: RequestState) -> str:
         self.close(state)

@@ -68,6 +68,17 @@ class VeriRadixCache(UnifiedRadixCache):
             for info in infos
         )
 
+    def node_read_by(self, req: Req) -> int | None:
+        """The deepest node whose KV a prefill of this request reads.
+
+        A request of a streaming session names a node of the session's own, from its first prefill
+        on; the session holds the lock of the real one.
+        """
+        slot = self.session.borrowed_slot(req)
+        if slot is None:
+            return req.last_node
+        return slot.lock.node if slot.lock is not None else None
+
     def holds_prompt(self, req: Req, prompt_tokens: int) -> bool:
         """Whether the checkpoint after the prefill has been made, if there is to be one."""
         return self.disable or req.kv.cache_protected_len >= prompt_tokens
@@ -149,7 +160,7 @@ class VeriRadixCache(UnifiedRadixCache):
         self.spans.clear()
 
     def _drop_if_gone(self, node_id: int) -> None:
-        if node_id in self.spans.nodes() and not self._alive(node_id):
+        if self.spans.knows(node_id) and not self._alive(node_id):
             self.spans.drop(node_id)
 
     def _alive(self, node_id: int) -> bool:

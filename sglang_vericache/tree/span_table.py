@@ -51,6 +51,10 @@ class SpanTable:
         """Nodes with anything in the table."""
         return self._spans.keys() | self._observations.keys()
 
+    def knows(self, node_id: int) -> bool:
+        """Whether the table has anything of a node; asked for every node that is evicted."""
+        return node_id in self._spans or node_id in self._observations
+
     def own(self, node_id: int, span: Span, replace: bool = False) -> None:
         """Make ``node_id`` the owner of ``span``; one that it has already stays unless
         ``replace``."""

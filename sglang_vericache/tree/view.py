@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +13,8 @@ from sglang_vericache.pool.span import Span
 
 @dataclass(eq=False)
 class DraftView:
-    """Spans along the path, then the tail.
+    """Spans along the path, then the tail. What is counted of them is asked for in every step of
+    every request, so it is kept.
 
     ::
 
@@ -26,30 +28,32 @@ class DraftView:
             row limit of the view, and of what is folded into it.
         spans: contiguous, from path position 0 to tail_start; one reference each is held.
         tail: slots of the tail in row order, spare ones included, as they were taken.
+        capacity: entries of the row that hold slots, spare ones included.
+        offset: view length minus committed tokens; constant until the next fold.
     """
 
     row: int
     budget: Budget
-    spans: list[Span] = field(default_factory=list)
-    tail: list[torch.Tensor] = field(default_factory=list)
+    spans: Sequence[Span] = ()
+    tail: Sequence[torch.Tensor] = ()
+    tail_start: int = field(init=False)
+    span_rows: int = field(init=False)
+    capacity: int = field(init=False)
+    offset: int = field(init=False)
 
-    @property
-    def tail_start(self) -> int:
-        return self.spans[-1].end
+    def __post_init__(self) -> None:
+        self.set(self.spans, self.tail)
 
-    @property
-    def span_rows(self) -> int:
-        return sum(span.rows for span in self.spans)
+    def set(self, spans: Sequence[Span], tail: Sequence[torch.Tensor]) -> None:
+        self.spans, self.tail = tuple(spans), tuple(tail)
+        self.tail_start = self.spans[-1].end if self.spans else 0
+        self.span_rows = sum(span.rows for span in self.spans)
+        self.capacity = self.span_rows + sum(slots.numel() for slots in self.tail)
+        self.offset = self.span_rows - self.tail_start
 
-    @property
-    def capacity(self) -> int:
-        """Entries of the row that hold slots, spare ones included."""
-        return self.span_rows + sum(slots.numel() for slots in self.tail)
-
-    @property
-    def offset(self) -> int:
-        """View length minus committed tokens; constant until the next fold."""
-        return self.span_rows - self.tail_start
+    def append_tail(self, slots: torch.Tensor) -> None:
+        self.tail = (*self.tail, slots)
+        self.capacity += slots.numel()
 
     def tail_tokens(self, committed: int) -> int:
         return committed - self.tail_start

@@ -196,7 +196,7 @@ class ViewBuilder:
             if old not in kept:
                 old.release()
         self.pool.allocator.give(covered)
-        view.spans, view.tail = list(kept), [rest]
+        view.set(kept, [rest])
         self._append(view, span)
         self._write_row(view)
 
@@ -214,7 +214,7 @@ class ViewBuilder:
             self.counters.no_memory += 1
             return False
         self.rows.write(view.row, view.capacity, slots)
-        view.tail.append(slots)
+        view.append_tail(slots)
         return True
 
     def fill_tails(self, views: Sequence[tuple[DraftView, int]]) -> None:
@@ -250,17 +250,17 @@ class ViewBuilder:
         forward may still be reading them."""
         for slots in view.tail:
             self.pool.allocator.give(slots)
-        view.tail = []
+        view.set(view.spans, ())
         self._release(view)
 
     def _append(self, view: DraftView, span: Span) -> None:
         span.acquire()
-        view.spans.append(span)
+        view.set((*view.spans, span), view.tail)
 
     def _release(self, view: DraftView) -> None:
         for span in view.spans:
             span.release()
-        view.spans = []
+        view.set((), view.tail)
 
     def _write_row(self, view: DraftView) -> None:
         slots = torch.cat([*(span.slots for span in view.spans), *view.tail])

@@ -17,6 +17,8 @@ from sglang.srt.layers.attention.flashinfer_backend import (
 )
 from sglang.srt.model_executor.model_runner import ModelRunner
 
+from sglang_vericache.verify.plan_fence import PlanFence
+
 # FlashInfer's plan of some hundred requests takes a few KiB; its own default is 8 MiB a wrapper.
 INT_WORKSPACE_BYTES = 1 << 20
 # Programs that fill one request's slots: as long as contexts get, a program takes 512 at a time.
@@ -66,7 +68,8 @@ class ChainPlan:
         workspace = torch.empty(INT_WORKSPACE_BYTES, dtype=torch.uint8, device=device)
         self._wrapper.reset_workspace_buffer(backend.workspace_buffer, workspace)
         self.metadata = PrefillMetadata([self._wrapper], False, False)
-        # The device copies them after `plan` has returned.
+        # The device copies them after `plan` has returned, as it does what FlashInfer plans.
+        self._fence = PlanFence()
         self._lengths = torch.zeros(size, dtype=torch.int32).pin_memory()
         self._kv_indptr_host = torch.zeros(size + 1, dtype=torch.int32).pin_memory()
         self._query_indptr = (torch.arange(size + 1, dtype=torch.int32) * width).pin_memory()
@@ -76,10 +79,11 @@ class ChainPlan:
         return sum(committed) + self.width * self.size <= self.kv_indices.numel()
 
     def plan(self, committed: Sequence[int]) -> None:
-        """Plan a pass over requests of so many committed tokens; padding has none.
+        """Plan a pass over requests of so many committed tokens; padding has none."""
+        with self._fence.planning():
+            self._plan(committed)
 
-        Precondition: the previous pass of this plan is done on the device.
-        """
+    def _plan(self, committed: Sequence[int]) -> None:
         self._lengths[: len(committed)] = torch.tensor(committed, dtype=torch.int32)
         self._lengths[len(committed) :] = 0
         self._lengths += self.width

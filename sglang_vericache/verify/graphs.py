@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,8 +19,8 @@ from sglang.srt.model_executor.forward_batch_info import (
 )
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 from sglang.srt.model_executor.model_runner import ModelRunner
-from sglang.srt.model_executor.runner_utils.capture_mode import model_capture_mode
 
+from sglang_vericache.graph_capture import GraphCapture, open_capture
 from sglang_vericache.verify.accept import accept_longest_prefix
 from sglang_vericache.verify.chain_input import chain_verify_input
 from sglang_vericache.verify.chain_plan import ChainPlan
@@ -29,7 +28,6 @@ from sglang_vericache.verify.token_picker import TokenPicker
 
 logger = logging.getLogger(__name__)
 
-WARM_UPS = 2
 # Larger batches are padded up to the next of these: padding costs a pass no KV.
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 
@@ -41,6 +39,18 @@ class CapturedVerify:
     tokens: torch.Tensor
     yields: torch.Tensor
     source_slots: torch.Tensor
+
+
+def fits_workspace(plan: ChainPlan) -> bool:
+    """Whether FlashInfer has room for the partial results of a captured pass: it reserves them for
+    every tile of queries there may be, an uncaptured pass only for those that it splits."""
+    try:
+        plan.plan(())
+    except RuntimeError as error:
+        if "workspace" not in str(error):
+            raise
+        return False
+    return True
 
 
 class VerifyGraphs:
@@ -80,24 +90,18 @@ class VerifyGraphs:
         self._results: dict[tuple[int, int], CapturedVerify] = {}
 
     def capture(self) -> None:
-        """Capture all shapes, the largest first, so that the others fit into its memory."""
-        started, before = time.perf_counter(), torch.cuda.mem_get_info()[0]
-        pool = torch.cuda.graph_pool_handle()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with model_capture_mode():
-            for size in reversed(self.sizes):
-                for width in reversed(self.widths):
-                    self._capture(size, width, pool, stream)
-        torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
-        logger.info(
-            "Captured verify CUDA graphs: bs=%s, widths=%s, elapsed=%.2f s, mem usage=%.2f GB.",
-            self.sizes,
-            self.widths,
-            time.perf_counter() - started,
-            (before - torch.cuda.mem_get_info()[0]) / (1 << 30),
-        )
+        shapes = [(s, w) for s in reversed(self.sizes) for w in reversed(self.widths)]
+        what = f"verify CUDA graphs: bs={self.sizes}, widths={self.widths}"
+        with open_capture(what) as capture:
+            for shape in shapes:
+                self._capture(*shape, capture)
+        left_out = sorted(shape for shape in shapes if shape not in self._graphs)
+        if left_out:
+            logger.warning(
+                "FlashInfer's workspace is too small to capture verify passes of (requests, tokens)"
+                " %s; they run uncaptured. SGLANG_FLASHINFER_WORKSPACE_SIZE sets its bytes.",
+                left_out,
+            )
 
     def shape_for(self, committed: Sequence[int], width: int) -> tuple[int, int] | None:
         """The captured (size, width) that a pass is padded to, or None when none is as large.
@@ -143,21 +147,16 @@ class VerifyGraphs:
         self._graphs[shape].replay()
         return self._results[shape]
 
-    def _capture(self, size: int, width: int, pool, stream: torch.cuda.Stream) -> None:
+    def _capture(self, size: int, width: int, capture: GraphCapture) -> None:
         shape = size, width
         none = self.requests[:0]
         self.load(shape, none, none, none, none)
         plan = ChainPlan(self.model_runner, size, width, self.kv_indices)
-        with torch.cuda.stream(stream):
-            plan.plan(())
-            batch = self._static_batch(size, width)
-            for _ in range(WARM_UPS):
-                self._pass(plan, batch, size, width)
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=stream):
-            self._results[shape] = self._pass(plan, batch, size, width)
-        self._plans[shape], self._graphs[shape] = plan, graph
+        if not fits_workspace(plan):
+            return
+        batch = self._static_batch(size, width)
+        graph, result = capture(lambda: self._pass(plan, batch, size, width))
+        self._plans[shape], self._graphs[shape], self._results[shape] = plan, graph, result
 
     def _pass(self, plan: ChainPlan, batch: ForwardBatch, size: int, width: int) -> CapturedVerify:
         requests, committed = self.requests[:size], self.committed[:size]

@@ -209,6 +209,40 @@ def test_rotation_has_to_pay(pays):
     finish(world, scheduler, 16)
 
 
+def with_a_fetch_under_way() -> tuple[World, Rotation, Request]:
+    """And the request that it is for."""
+    world = World(device=400, host=2_000)
+    rotation = Rotation(world.residency, world.allocator, WIDTH, 40)
+    req = world.admit([n % 50 for n in range(100)])
+    world.residency.detach(world.residency.seat_of(req), 0)
+    other = world.admit([51] * 390)
+    world.end(other, checkpoint=False)
+    assert world.residency.order(world.residency.seat_of(req))
+    assert world.residency._loads
+    return world, rotation, req
+
+
+@pytest.mark.parametrize(
+    "session",
+    [
+        pytest.param(None, id="no session"),
+        pytest.param(SimpleNamespace(streaming=False), id="session"),
+        pytest.param(SimpleNamespace(streaming=True, session_id="s"), id="streaming session"),
+    ],
+)
+def test_a_prefill_waits_for_what_it_reads(session):
+    """Catches a prompt that reads a prefix whose bytes are under way. Requests of sessions are not
+    moved themselves, but their first prompt matches what others have."""
+    world, rotation, req = with_a_fetch_under_way()
+    newcomer = Request("newcomer", [*req.text, 7, 8, 9])
+    newcomer.session, newcomer.last_node = session, req.last_node
+    newcomer.lock = world.cache.lock(req.last_node)
+    world.cache.maybe_hand_to_session(newcomer)  # where SGLang gives it a row
+    rotation.before_extend(SimpleNamespace(chunked_req=None, reqs=[newcomer]))
+    assert not world.residency._loads
+    world.close()
+
+
 def test_aborts_in_every_state():
     """Whatever a request is doing: the others go on, and nothing is left."""
     world = World(device=450, host=6_000)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sglang_vericache.verify.chain_plan import ChainPlan
-from sglang_vericache.verify.graphs import VerifyGraphs
+from sglang_vericache.verify.graphs import VerifyGraphs, fits_workspace
 
 WIDTHS, MOST = (5, 9, 17), 20
 
@@ -72,3 +72,34 @@ def test_padding_is_the_padding_row(graphs):
     assert graphs.pending[:8].tolist() == [20, 21, 22, 0, 0, 0, 0, 0]
     assert graphs.committed[:8].tolist() == [30, 31, 32, 0, 0, 0, 0, 0]
     assert graphs.lengths[:8].tolist() == [2, 3, 4, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("message", "fits"),
+    [
+        (None, True),
+        ("Buffer overflow [...] available in AlignedAllocator. Increase the workspace", False),
+    ],
+)
+def test_a_pass_that_the_workspace_cannot_hold_is_not_captured(message, fits):
+    """Catches a server that does not start for a long horizon and many heads."""
+
+    def plan(committed) -> None:
+        if message is not None:
+            raise RuntimeError(message)
+
+    assert fits_workspace(SimpleNamespace(plan=plan)) == fits
+
+
+def test_other_faults_of_a_plan_are_not_hidden():
+    def plan(committed) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        fits_workspace(SimpleNamespace(plan=plan))
+
+
+def test_what_was_not_captured_runs_eagerly(graphs):
+    del graphs._plans[20, 17]
+    assert graphs.shape_for([10] * 17, 17) is None
+    assert graphs.shape_for([10] * 17, 9) == (20, 9)

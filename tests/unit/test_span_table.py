@@ -226,3 +226,11 @@ def test_an_observation_needs_no_span(table):
     assert table.observation(3) is seen and table.nodes() == {3}
     table.drop(3)
     assert table.observation(3) is None
+
+
+def test_what_it_knows_of_a_node(table):
+    """Catches a node whose observation stays when it goes: it may have that without a span."""
+    table.remember(7, QueryWindow(torch.zeros(1, 8, 1, 1), tuple(range(42, 50)), 64))
+    assert table.knows(7) and not table.knows(8)
+    table.drop(7)
+    assert not table.knows(7) and not table.nodes()
