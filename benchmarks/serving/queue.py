@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,15 +22,15 @@ COUNTED = (
 
 
 def host_flags(case: Case) -> str:
-    """SGLang's own host tier, written as requests are computed, in its fastest layout."""
+    """SGLang's own host tier, written as requests are computed; its size is a whole number."""
     return (
-        f"--enable-hierarchical-cache --hicache-size {case.host_gb} "
+        f"--enable-hierarchical-cache --hicache-size {math.ceil(case.host_gb)} "
         "--hicache-write-policy write_through"
     )
 
 
 def offload_flags(case: Case) -> str:
-    """The plugin's, of the same size."""
+    """The plugin's, of the same size or, where that is no whole number, a little less."""
     return f"--vericache-offload auto --vericache-host-memory {int(case.host_gb * 1e9) >> 20}MiB"
 
 
