@@ -262,7 +262,7 @@ def _times(mine: Record, theirs: Record, key: str) -> str:
     """Both percentiles in milliseconds."""
 
     def both(figures: Record) -> str:
-        values = figures[key]
+        values = figures.get(key)
         return "-" if values is None else "/".join(f"{1000 * v:.1f}" for v in values)
 
     return f"p50/p99 {both(mine)} ms (baseline {both(theirs)})"
