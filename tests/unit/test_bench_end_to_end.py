@@ -94,22 +94,21 @@ def test_a_comparison_in_two_calls(tmp_path, capsys):
     assert "7 windows" in found[0].note and "2 runs" in found[1].note
 
 
-def test_an_interruption(tmp_path, stand_ins, capsys):
+def test_an_interruption(tmp_path, stand_ins, capsys, monkeypatch):
     """Catches a server that goes on, and figures that cannot be joined afterwards."""
     assert bench(tmp_path, *CASES, "--order", "plain", "--no-rows") == 0
     stand_ins.clear()
+    measure = side.measure
 
-    def interrupt():
-        path = tmp_path / "out" / "run-01-ours.json"
-        while not path.exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
+    def interrupted(server, case, prompts, repeats, *more):
+        if case.name == "one":
+            repeats = 500
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        return measure(server, case, prompts, repeats, *more)
 
-    watcher = threading.Thread(target=interrupt)
-    watcher.start()
+    monkeypatch.setattr(side, "measure", interrupted)
     with pytest.raises(SystemExit) as end:
-        bench(tmp_path, *CASES, "--order", "ours", "--no-rows", "--repeats", "12")
-    watcher.join()
+        bench(tmp_path, *CASES, "--order", "ours", "--no-rows")
     assert end.value.code == 128 + signal.SIGTERM and not stand_ins[0].alive
     assert list(record(tmp_path, "run-01-ours.json")["cases"]) == ["mine"]
     capsys.readouterr()
