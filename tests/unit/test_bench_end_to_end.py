@@ -74,10 +74,10 @@ def test_a_comparison_in_two_calls(tmp_path, capsys):
     assert spent > took - 1.5
     assert "  mine " in told and "closed loop 0." in told
     assert list(known[1]["spent_s"]["mine"]) == [
-        *("prefill", "first run", "runs", "closed loop", "loop's end", "flush")
+        *("prompts", "prefill", "first run", "runs", "closed loop", "loop's end", "flush")
     ]
     assert list(known[0]["spent_s"]["one"]) == [
-        *("prefill", "first run", "runs", "uncached requests", "flush")
+        *("prompts", "prefill", "first run", "runs", "uncached requests", "flush")
     ]
     loop = known[1]["cases"]["mine"]["closed"]
     assert len(loop["rates"]) == 7 and loop["tokens_per_round"] == pytest.approx(4.0, rel=0.05)
