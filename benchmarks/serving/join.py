@@ -41,7 +41,10 @@ class Measured:
         if not self.of(case) or not _share(self.last, other.last, "model", "gpu"):
             return False
         one, another = self.of(case)[-1], other.of(case)[-1]
-        return _share(one, another, "context", "requests", "tokens", "rate")
+        prompts, others = (figures.get("chosen") or {} for figures in (one, another))
+        return _share(one, another, "context", "requests", "tokens", "rate") and _share(
+            prompts, others, "digest"
+        )
 
     def rates(self, case: str, basis: Basis) -> list[float]:
         return basis.among(self.of(case))
