@@ -212,7 +212,8 @@ def _join(arguments: argparse.Namespace) -> int:
     comparison = Comparison(arguments.out.absolute())
     found = list(comparison.rows())
     for _, record in read_runs(arguments.out.absolute()):
-        print("\n".join(spent_lines(record)))
+        for line in spent_lines(record):
+            print(line)
     print(summary(found) if found else f"nothing to compare in {arguments.out} yet")
     for failure in comparison.failures:
         print(f"FAILED {failure}")

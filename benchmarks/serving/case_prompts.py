@@ -45,7 +45,7 @@ class CasePrompts:
         self.chooses, self.select_seconds = chooses, select_seconds
         self.model_name = model_name(model)
         self._source: Prompts | None = None
-        self._prepared: dict[str, Future[list[list[int]]]] = {}
+        self._prepared: dict[str, Future[tuple[list[list[int]], Selection | None]]] = {}
 
     @contextmanager
     def preparing(self, cases: Sequence[Case]) -> Iterator[None]:
@@ -69,10 +69,11 @@ class CasePrompts:
         Raises:
             NotChosenError: this server may not choose.
         """
-        prepared = self._prepared[case.name].result()
+        prepared, selection = self._prepared[case.name].result()
         if self.shape is not None:
             return prepared, None
-        selection = self._chosen_before(case)
+        if selection is None:  # unless an earlier case has chosen since
+            selection = self._chosen_before(case)
         if selection is None and not self.chooses:
             raise NotChosenError(missing(case))
         if selection is None:
@@ -82,19 +83,19 @@ class CasePrompts:
             )
             server.flush()
             write_selections(self.path, self._choices() | {case.name: selection})
-        return selection.prompts(self._texts(), case), selection.as_json()
+        return self._texts().make(case.context, selection.numbers), selection.as_json()
 
-    def _prepare(self, case: Case) -> list[list[int]]:
+    def _prepare(self, case: Case) -> tuple[list[list[int]], Selection | None]:
         """Those chosen before, or the first that a choice will try."""
         if self.shape is not None:
-            return shapes.random_prompts(case, shapes.SHAPES[self.shape]["vocab_size"])
+            return shapes.random_prompts(case, shapes.SHAPES[self.shape]["vocab_size"]), None
         selection = self._chosen_before(case)
         if selection is not None:
-            return self._texts().make(case.context, selection.numbers)
+            return self._texts().make(case.context, selection.numbers), selection
         if not self.chooses:
-            return []
+            return [], None
         count = min(wave_size(case), self._texts().count(case.context))
-        return self._texts().make(case.context, range(count))
+        return self._texts().make(case.context, range(count)), None
 
     def _texts(self) -> Prompts:
         if self._source is None:

@@ -42,7 +42,10 @@ class Measured:
         if not self.of(case) or not _share(self.last, other.last, "model", "gpu"):
             return False
         one, another = self.of(case)[-1], other.of(case)[-1]
-        return _share(one, another, "context", "requests", "tokens", "rate")
+        prompts, others = (figures.get("chosen") or {} for figures in (one, another))
+        return _share(one, another, "context", "requests", "tokens", "rate") and _share(
+            prompts, others, "digest"
+        )
 
     def rates(self, case: str, basis: Basis) -> list[float]:
         return basis.among(self.of(case))
@@ -299,7 +302,7 @@ def _times(mine: Record, theirs: Record, key: str) -> str:
     """Both percentiles in milliseconds."""
 
     def both(figures: Record) -> str:
-        values = figures[key]
+        values = figures.get(key)
         return "-" if values is None else "/".join(f"{1000 * v:.1f}" for v in values)
 
     return f"p50/p99 {both(mine)} ms (baseline {both(theirs)})"

@@ -62,7 +62,13 @@ FIRST_ID = 256
 
 
 def write_shape(name: str, folder: Path) -> Path:
-    """A model directory for ``--load-format dummy``."""
+    """A model directory for ``--load-format dummy``.
+
+    Raises:
+        ValueError: there is no such shape.
+    """
+    if name not in SHAPES:
+        raise ValueError(f"no shape is called {name!r}; known: {', '.join(SHAPES)}")
     folder.mkdir(parents=True, exist_ok=True)
     config = json.dumps(_LLAMA | SHAPES[name], indent=1)
     (folder / "config.json").write_text(config + "\n", encoding="utf-8")

@@ -202,6 +202,7 @@ class SideRun:
 
     def _decode(self, server: ServingServer, case: Case, tick) -> dict[str, Any]:
         options = self.options
+        tick("prompts")
         prompts, chosen = self._prompts.of(case, server, tick)
         rescores = options.rescores and not self.side.plugin
         repeats, seconds = options.repeats_of(case), options.closed_seconds

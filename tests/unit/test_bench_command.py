@@ -75,6 +75,15 @@ def test_bad_values(capsys, arguments, says):
     assert says in capsys.readouterr().err
 
 
+def test_an_unknown_shape(monkeypatch, tmp_path, capsys):
+    """Catches a traceback."""
+    monkeypatch.undo()
+    monkeypatch.setenv("VERICACHE_COMMIT", "abcdef1")
+    arguments = ["--case", "mine:9:1", "--model", "shape:huge", "--out", str(tmp_path)]
+    assert command.main(arguments) == 1
+    assert "8b, tiny" in capsys.readouterr().err
+
+
 def test_cases_of_two_models(monkeypatch, tmp_path, capsys):
     """Catches a case that is measured on another model than its own."""
     monkeypatch.undo()

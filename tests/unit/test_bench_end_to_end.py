@@ -74,10 +74,10 @@ def test_a_comparison_in_two_calls(tmp_path, capsys):
     assert spent > took - 1.5
     assert "  mine " in told and "closed loop 0." in told
     assert list(known[1]["spent_s"]["mine"]) == [
-        *("prefill", "first run", "runs", "closed loop", "loop's end", "flush")
+        *("prompts", "prefill", "first run", "runs", "closed loop", "loop's end", "flush")
     ]
     assert list(known[0]["spent_s"]["one"]) == [
-        *("prefill", "first run", "runs", "uncached requests", "flush")
+        *("prompts", "prefill", "first run", "runs", "uncached requests", "flush")
     ]
     loop = known[1]["cases"]["mine"]["closed"]
     assert len(loop["rates"]) == 7 and loop["tokens_per_round"] == pytest.approx(4.0, rel=0.05)
@@ -94,22 +94,21 @@ def test_a_comparison_in_two_calls(tmp_path, capsys):
     assert "7 windows" in found[0].note and "2 runs" in found[1].note
 
 
-def test_an_interruption(tmp_path, stand_ins, capsys):
+def test_an_interruption(tmp_path, stand_ins, capsys, monkeypatch):
     """Catches a server that goes on, and figures that cannot be joined afterwards."""
     assert bench(tmp_path, *CASES, "--order", "plain", "--no-rows") == 0
     stand_ins.clear()
+    measure = side.measure
 
-    def interrupt():
-        path = tmp_path / "out" / "run-01-ours.json"
-        while not path.exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
+    def interrupted(server, case, prompts, repeats, *more):
+        if case.name == "one":
+            repeats = 500
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        return measure(server, case, prompts, repeats, *more)
 
-    watcher = threading.Thread(target=interrupt)
-    watcher.start()
+    monkeypatch.setattr(side, "measure", interrupted)
     with pytest.raises(SystemExit) as end:
-        bench(tmp_path, *CASES, "--order", "ours", "--no-rows", "--repeats", "12")
-    watcher.join()
+        bench(tmp_path, *CASES, "--order", "ours", "--no-rows")
     assert end.value.code == 128 + signal.SIGTERM and not stand_ins[0].alive
     assert list(record(tmp_path, "run-01-ours.json")["cases"]) == ["mine"]
     capsys.readouterr()

@@ -231,6 +231,15 @@ def test_only_like_is_compared_with_like(tmp_path):
     assert "NOT ON THE SAME MACHINE" in rows(tmp_path)["c", "decode_rate"].note
 
 
+def test_other_prompts_are_not_compared(tmp_path):
+    """Catches a comparison of answers to prompts that were chosen twice."""
+    for number, name, digest in ((0, "plain", "one"), (1, "ours", "another")):
+        chosen = {"tried": 9, "digest": digest}
+        write(tmp_path, number, name, {"c": figures([100], PLAIN, chosen=chosen)})
+    comparison = Comparison(tmp_path)
+    assert list(comparison.rows()) == [] and "other requests" in comparison.failures[0]
+
+
 def test_flags_and_commits_are_not_mixed(tmp_path):
     """Catches a median over servers that differ in more than the time of their start."""
     write(tmp_path, 0, "plain", {"c": figures([100], PLAIN)})
