@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+from functools import partial
 
 import torch
 
@@ -27,7 +28,7 @@ class DraftGraphs:
         with open_capture(f"draft CUDA graphs: bs={self.sizes}") as capture:
             for size in reversed(self.sizes):
                 self.step.load(none, none, none, none, none, none, size)
-                self._graphs[size], _ = capture(lambda size=size: self.step.advance(size))
+                self._graphs[size], _ = capture(partial(self.step.advance, size))
 
     def size_for(self, count: int) -> int | None:
         """The captured size that ``count`` requests are padded to, or None for too many."""

@@ -15,7 +15,7 @@ from sglang_vericache.loader.thread import HEARTBEAT_S, Copier, LoaderThread
 logger = logging.getLogger(__name__)
 
 # A job that nobody has begun after this long is copied by the scheduler itself: its message is
-# lost, or the loader hangs.
+# lost, or the loader hangs. While those ordered before it keep the link busy it is in line.
 PATIENCE_S = 2.0
 # Without a sign of life for this long the loader is no longer asked.
 SILENCE_S = 20 * HEARTBEAT_S
@@ -69,6 +69,7 @@ class LoaderClient:
         self._channel, far = open_pair(watch)
         self._thread = LoaderThread(far, self._jobs, copier)
         self._heard_at = time.monotonic()
+        self._busy_at = 0.0  # when a job was last seen under way
         self._given_up = False
         self._thread.start()
 
@@ -169,6 +170,9 @@ class LoaderClient:
     def _rescue(self, impatient: bool = False) -> None:
         """Copy what the loader will not."""
         now, lost = time.monotonic(), not self.alive
+        begun = [job.number for job in self._jobs.values() if job.stage is Stage.COPYING]
+        if begun:
+            self._busy_at = now
         for job in list(self._jobs.values()):
             if job.stage is Stage.COPYING and not self._thread.is_alive():
                 self._abandon(job)
@@ -177,7 +181,10 @@ class LoaderClient:
                 job.retry()
                 self._copy(job)
             elif job.stage is Stage.WAITING:
-                late = impatient or now - job.made_at > self._patience_s
+                # Jobs are begun in the order of their numbers.
+                overtaken = max(begun, default=0) > job.number
+                since = job.made_at if overtaken else max(job.made_at, self._busy_at)
+                late = impatient or now - since > self._patience_s
                 if (lost or late) and job.begin():
                     self.counters.late += 1
                     self._run(job)

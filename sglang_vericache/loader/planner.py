@@ -150,7 +150,8 @@ def plan_moves(
             for r in runners
             if r.place is Place.ATTACHED and r.movable and not r.bound and r.rid in rotating
         ]
-    left = _Nodes(r for r in runners if r.place is not Place.DETACHED and r not in detach)
+    leaving = {r.rid for r in detach}
+    left = _Nodes(r for r in runners if r.place is not Place.DETACHED and r.rid not in leaving)
     room = memory.free + locked.tokens - left.tokens - memory.slack - wanted
     fetch: list[str] = []
     blocked = False

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # made for every request in every step: frozen ones take six times as long
 class Candidate:
     """A running request as the policy sees it.
 

@@ -34,8 +34,8 @@ class DraftView:
 
     row: int
     budget: Budget
-    spans: Sequence[Span] = ()
-    tail: Sequence[torch.Tensor] = ()
+    spans: tuple[Span, ...] = ()
+    tail: tuple[torch.Tensor, ...] = ()
     tail_start: int = field(init=False)
     span_rows: int = field(init=False)
     capacity: int = field(init=False)

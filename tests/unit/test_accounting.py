@@ -22,7 +22,7 @@ def state(span_rows: int = 268, tail_start: int = 1000, drafted: int = 0) -> Req
     allocator = SlotAllocator(0, "cpu")
     slots = torch.zeros(span_rows, dtype=torch.int64)
     span = Span(0, tail_start, slots, "path", allocator, BUDGET)
-    view = DraftView(1, BUDGET, [span])
+    view = DraftView(1, BUDGET, (span,))
     return RequestState("r", 1, None, 0, DraftCounters(), 900, 16, BUDGET, False, view, drafted)
 
 

@@ -300,6 +300,50 @@ def test_the_thread_hangs(pools, copier, caplog):
     loader.close()
 
 
+class Link(FaultyCopier):
+    """Copies that have begun and do not arrive while the link is slow."""
+
+    slow = True
+
+    def arrived(self, job) -> bool:
+        return not self.slow
+
+
+def test_a_busy_link_is_not_lost(pools):
+    """Catches a scheduler that copies, and waits for, what only stands in line: paths of long
+    contexts take a good part of a second each."""
+    copier = Link(pools)
+    loader = client(pools, copier, patience_s=0.05)
+    jobs = [loader.fetch(slots(10 * n, 10), slots(20 * n, 10)) for n in range(9)]
+    wait_for(lambda: jobs[3].stage is Stage.COPYING)
+    for _ in range(20):
+        assert not loader.poll(0.01)
+    assert loader.counters.late == 0 and jobs[8].stage is Stage.WAITING
+    copier.slow = False
+    assert len(collect(loader, 9)) == 9 and loader.counters.late == 0
+    loader.close()
+
+
+def test_a_job_that_was_overtaken_is_lost(pools, monkeypatch):
+    """Catches a lost message behind which the link never rests."""
+    copier, send, sent = Link(pools), Channel.send, []
+
+    def lose_the_first(channel, message) -> None:
+        lost = isinstance(message, Fetch) and not sent
+        sent.append(message) if isinstance(message, Fetch) else None
+        return None if lost else send(channel, message)
+
+    monkeypatch.setattr(Channel, "send", lose_the_first)
+    loader = client(pools, copier, patience_s=0.05)
+    first = loader.fetch(slots(0, 10), slots(0, 10))
+    others = [loader.fetch(slots(10 * n, 10), slots(20 * n, 10)) for n in (1, 2)]
+    wait_for(lambda: others[1].stage is Stage.COPYING)
+    assert collect(loader, 1) == [first] and loader.counters.late == 1
+    copier.slow = False
+    collect(loader, 2)
+    loader.close()
+
+
 def test_silence_alone_is_no_death(pools, copier, monkeypatch):
     """Nothing is under way: an idle loader that was not heard for long is still asked."""
     loader = client(pools, copier, silence_s=0.01)
