@@ -211,8 +211,8 @@ def _ad_hoc(name: str, context: str, requests: str, *queue: str) -> Case:
         raise ValueError("nothing to send")
     if queue:
         pool, host = queue
-        more = {"repeats": 2, "queued": True, "pool_tokens": int(pool), "host_gb": float(host)}
-        return replace(case, **more)
+        tier = float(host)
+        return replace(case, repeats=2, queued=True, pool_tokens=int(pool), host_gb=tier)
     return replace(case, **_LONE) if case.requests == 1 else case
 
 
