@@ -39,6 +39,8 @@ def validate_server(settings: Any) -> str | None:
         ("kv_cache_dtype", ("auto", "bfloat16", "bf16"), "--kv-cache-dtype"),
         ("uno_lora_path", (None,), "--uno-lora-path"),
         ("speculative_algorithm", (ALGORITHM,), "--speculative-algorithm"),
+        ("hicache_storage_backend", (None,), "--hicache-storage-backend"),
+        ("hicache_host_memory_mode", (None, "cache"), "--hicache-host-memory-mode"),
     ):
         value = getattr(settings, attribute, accepted[0])
         if value not in accepted:
@@ -58,7 +60,6 @@ def validate_server(settings: Any) -> str | None:
         ("enable_flexkv", "--enable-flexkv"),
         ("enable_hisparse", "--enable-hisparse"),
         ("enable_unified_memory", "--enable-unified-memory"),
-        ("enable_hierarchical_cache", "--enable-hierarchical-cache"),
         ("enable_unified_cache_external_linker", "--enable-unified-cache-external-linker"),
         ("enable_return_routed_experts", "--enable-return-routed-experts"),
         ("speculative_adaptive", "--speculative-adaptive"),

@@ -47,7 +47,8 @@ def test_plain_server_is_fine():
         ("enable_mixed_chunk", True, "--enable-mixed-chunk: leave that flag out"),
         ("enable_dp_attention", True, "--enable-dp-attention: leave that flag out"),
         ("enable_mis", True, "--enable-mis: leave that flag out"),
-        ("enable_hierarchical_cache", True, "--enable-hierarchical-cache: leave that flag out"),
+        ("hicache_storage_backend", "file", "--hicache-storage-backend file: it accepts unset"),
+        ("hicache_host_memory_mode", "buffer_only", "buffer_only: it accepts unset or cache"),
     ],
 )
 def test_server_setting_is_refused_by_name(attribute, value, flag):
