@@ -23,10 +23,12 @@ START_TIMEOUT_S = 280
 # SGLang looks every five seconds whether it was told to end, and nothing of a server that was
 # measured is worth waiting for.
 GRACE_S, STOP_TIMEOUT_S = 1, 20
-REQUEST_TIMEOUT_S, RECOVERY_TIMEOUT_S = 900, 60
+REQUEST_TIMEOUT_S, SETTLE_TIMEOUT_S = 900, 60
 FIRST_ID = 256  # any token
-# How the last line of a Python traceback begins.
-_ERROR = re.compile(r"^[\w.]*(?:Error|Exception|Interrupt)\b.*$", re.MULTILINE)
+# How the last line of a Python traceback begins; those of requests are from a server's front, which
+# asks itself something before it listens.
+_ERROR = re.compile(r"^(?!requests\.)[\w.]*(?:Error|Exception|Interrupt)\b.*$", re.MULTILINE)
+_CRASH = re.compile(r"Subprocess .* crashed with exit code -?\d+")
 
 
 class ServingServer:
@@ -141,16 +143,17 @@ class ServingServer:
         """
         try:
             self.abort()
-            self.settle(RECOVERY_TIMEOUT_S)
+            self.settle()
             self.flush()
         except requests.RequestException:
             return False
         return self.alive
 
     def last_words(self) -> str:
-        """The last exception in its log, and where the log lies."""
-        errors = _ERROR.findall(self.log.read_text(errors="replace"))
-        return f"{errors[-1].strip()}; see {self.log}" if errors else f"see {self.log}"
+        """The last exception in its log, how its scheduler ended, and where the log lies."""
+        text = self.log.read_text(errors="replace")
+        said = [found[-1].strip() for kind in (_ERROR, _CRASH) if (found := kind.findall(text))]
+        return "; ".join([*said, f"see {self.log}"])
 
     def _ready(self) -> bool:
         try:
@@ -191,9 +194,9 @@ class ServingServer:
         """Give up whatever runs."""
         requests.post(self.url + "/abort_request", json={"abort_all": True}, timeout=60)
 
-    def settle(self, timeout: float = REQUEST_TIMEOUT_S) -> None:
+    def settle(self) -> None:
         """Wait until requests that were given up have left."""
-        self.generate([[FIRST_ID]], 1, timeout)
+        self.generate([[FIRST_ID]], 1, SETTLE_TIMEOUT_S)
 
     def status(self) -> dict[str, Any] | None:
         """``vericache`` of the server's info; None of an unmodified server."""

@@ -77,6 +77,13 @@ def test_last_words(tmp_path):
     assert one.last_words() == (
         f"torch.AcceleratorError: CUDA error: an illegal memory access; see {one.log}"
     )
+    one.log.write_text(
+        "requests.exceptions.ConnectionError: /freeze_gc (Connection refused)\n"
+        "[2026-01-02] Subprocess scheduler_0 (pid=14) crashed with exit code -9. Triggering\n"
+    )
+    assert one.last_words() == (
+        f"Subprocess scheduler_0 (pid=14) crashed with exit code -9; see {one.log}"
+    )
     one.log.write_text("nothing\n")
     assert one.last_words() == f"see {one.log}"
 
