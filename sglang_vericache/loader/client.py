@@ -130,9 +130,15 @@ class LoaderClient:
             self._count(job)
         return done
 
-    def finish(self, job: Job) -> None:
-        """Wait until ``job`` has arrived; it is not returned by `poll` then."""
+    def finish(self, job: Job, hurry: bool = False) -> None:
+        """Wait until ``job`` has arrived; it is not returned by `poll` then.
+
+        Args:
+            hurry: copy it here and now, past those before it, unless the loader has begun it.
+        """
         waited_from = time.monotonic()
+        if hurry:
+            self._copy(job)
         while job.stage is not Stage.DONE:
             self._hear(self._channel.receive(0.001))
             self._rescue(impatient=time.monotonic() - waited_from > self._patience_s)

@@ -126,10 +126,10 @@ class Loads:
             if self._held_by_load_only(load):
                 self._take_back(load)
 
-    def finish(self, load: Load) -> bool:
-        """Wait for a load; the current stream reads nothing before. Whether it brought what had
-        been written: else it is to be mended."""
-        self.loader.finish(load.job)
+    def finish(self, load: Load, hurry: bool = False) -> bool:
+        """Wait for a load, past those before it if need be; the current stream reads nothing
+        before. Whether it brought what had been written: else it is to be mended."""
+        self.loader.finish(load.job, hurry)
         if self._on_gpu and load.job.arrived is not None:
             torch.cuda.current_stream().wait_event(load.job.arrived)
         self._note_arrival(load.job)

@@ -289,7 +289,7 @@ class Residency:
             # SGLang has started none of its own: they are this prefill's.
             needed += [load for load in queued if load not in needed]
         for load in needed:
-            loads.finish(load)
+            loads.finish(load, hurry=load in queued)
 
     def mend(self, reqs: Sequence[Any]) -> None:
         """What these requests are about to read and came back changed is computed again.
