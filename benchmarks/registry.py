@@ -110,7 +110,7 @@ CASES = {
         Case(
             "checksums",
             "what it costs to check what comes back from the host",
-            *("shape:8b", 2048, 1, None, "checksums"),
+            *("shape:8b", 1024, 1, None, "checksums"),
         ),
     )
 }
