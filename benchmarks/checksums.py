@@ -107,8 +107,8 @@ def main() -> None:
                         unit="GB/s",
                         model=f"shape:{SHAPE}",
                         flags="--vericache-offload-checksums on",
-                        note=f"{TOKENS} tokens, 1 thread, fastest of {REPEATS}; baseline: the same fetch "
-                        "without a check; no server",
+                        note=f"{TOKENS} tokens, 1 thread, fastest of {REPEATS}; baseline: the same "
+                        "fetch without a check; no server",
                     ),
                 )
 

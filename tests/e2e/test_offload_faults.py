@@ -65,11 +65,12 @@ def test_what_arrives_as_it_was_written_is_believed(faulty, offload_reference):
 
 
 def test_host_memory_is_overwritten(faulty, offload_reference):
-    """In the middle of the run: what comes back changed is never read, but computed again."""
+    """In the middle of the run: what comes back changed is never read, but computed again, in
+    several pieces where it is longer than a prefill may be."""
     client, _, log = faulty
     gained = under(faulty, offload_reference, "overwritten")
     assert gained["detachments"] > 0 and gained["corrupt"] > 0, gained
-    assert gained["recomputed_tokens"] >= gained["corrupt"], gained
+    assert gained["recomputed_tokens"] > 256 * gained["corrupt"], gained
     samples = Samples(client.url)
     corrupt = client.status()["offload"]["corrupt"]
     assert samples.value("sglang:vericache_offload_corrupt_fetches_total") == corrupt

@@ -53,8 +53,8 @@ def activate() -> None:
         of the values of the last."""
         first, last = copier._layers[0][0], copier._layers[-1][0]
         rows = job.host_slots.tolist()
-        first[rows[len(rows) // 3]] = 1e4
-        last[rows[len(rows) // 2]].view(torch.uint8)[0, 3] ^= 64
+        first[rows[len(rows) // 8]] = 1e4
+        last[rows[-1]].view(torch.uint8)[0, 3] ^= 64
 
     def faulty_send(channel, message) -> None:
         if file.read_text() != "no messages":
