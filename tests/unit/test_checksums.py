@@ -8,7 +8,7 @@ from loader_fakes import HOST, LAYERS, FaultyCopier, Pools, collect, slots
 
 from sglang_vericache.loader.checksums import Checksums, Verdicts
 from sglang_vericache.loader.client import LoaderClient
-from sglang_vericache.loader.copy import PlainCopier
+from sglang_vericache.loader.copy import PlainCopier, StreamCopier
 from sglang_vericache.loader.job import Job
 
 WRITTEN = slots(50, 80)
@@ -120,3 +120,36 @@ def test_unchecked_jobs_are_believed(checked):
     checked.loader.fetch(WRITTEN, slots(100, 80))
     (job,) = collect(checked.loader, 1)
     assert job.changed == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("scattered", [False, True], ids=["runs", "scattered"])
+def test_on_a_gpu(scattered):
+    """Catches a verdict that is read before the check has been done, and one of another job.
+
+    Run by hand on a GPU: ``python -P -m pytest -m gpu tests/unit/test_checksums.py``.
+    """
+    tokens, jobs = 2000, 12
+    host = [torch.randn(tokens * jobs, 8, 128).to(torch.bfloat16).pin_memory() for _ in range(8)]
+    device = [layer.cuda() for layer in host]
+    checksums = Checksums(host, device)
+    everything = torch.arange(tokens * jobs)
+    checksums.seal(everything, everything.cuda())
+    host[5][tokens * 3 + 7].view(torch.uint8)[3, 100] ^= 1
+    host[0][tokens * 8 + 1 : tokens * 8 + 5] = 0
+    loader = LoaderClient(
+        StreamCopier(host, device, checksums=checksums),
+        StreamCopier(host, device, checksums=checksums),
+    )
+    parts = everything.view(jobs, tokens)
+    if scattered:
+        parts = torch.stack([part[torch.randperm(tokens)] for part in parts])
+    placed = [checksums.places_of(part) for part in parts]
+    sealed = torch.cuda.Event()
+    sealed.record()
+    for part, places in zip(parts, placed, strict=True):
+        loader.fetch(part, part.cuda(), (sealed,), places)
+    changed = {job.number - 1: job.changed for job in collect(loader, jobs)}
+    loader.close()
+    assert {n: count for n, count in changed.items() if count} == {3: 1, 8: 4}
