@@ -12,6 +12,7 @@ MEASURES = {
     "acceptance": ("benchmarks.acceptance", False),
     "query_statistics": ("benchmarks.query_statistics", False),
     "kernels": ("benchmarks.kernels", False),
+    "checksums": ("benchmarks.checksums", False),
 }
 SMOL = "SmolLM2-135M"
 SHAPE_8B = "shape:8b"
@@ -158,6 +159,11 @@ CASES = {
             "kernels",
             "time and memory traffic of each kernel, in the shapes of two models",
             *("shapes only", 0, 0, None, "kernels"),
+        ),
+        Case(
+            "checksums",
+            "what it costs to check what comes back from the host",
+            *("shape:8b", 1024, 1, None, "checksums"),
         ),
     )
 }

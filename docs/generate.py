@@ -81,6 +81,8 @@ def flags() -> str:
     ]
     for flag in FLAGS:
         default = defaults[flag.config_field]
+        if isinstance(default, bool):
+            default = "on" if default else "off"
         shown = "none" if default is None else code(default)
         rows.append((code(flag.option), code(flag.metavar), shown, flag.help))
     return table(("flag", "value", "default", "meaning"), rows)

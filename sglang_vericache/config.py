@@ -90,6 +90,8 @@ class VeriCacheConfig:
         offload: "auto" lets the full KV of running requests leave the GPU where memory is short and
             that promises more tokens a second, "always" wherever memory is short.
         host_memory_bytes: size of the host pool; None means sized from what is free.
+        offload_checksums: what comes back from the host is checked, and computed again where it
+            differs from what was written.
         loader_watch: address at which another process may listen to the loader's messages.
         verify_chunk_rows: rows of logits that exist at a time during a verify pass.
         sources: (field, where its value came from); empty for a config made in code.
@@ -108,6 +110,7 @@ class VeriCacheConfig:
     fold_tail_tokens: int = 256
     offload: str = OFF
     host_memory_bytes: int | None = None
+    offload_checksums: bool = False
     loader_watch: str | None = None
     verify_chunk_rows: int = 512
     sources: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)
@@ -138,6 +141,7 @@ class VeriCacheConfig:
             )
         for flag, value in (
             ("--vericache-host-memory", self.host_memory_bytes),
+            ("--vericache-offload-checksums", self.offload_checksums or None),
             ("--vericache-loader-watch", self.loader_watch),
         ):
             if value is not None and self.offload == OFF:

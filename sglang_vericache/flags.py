@@ -87,6 +87,15 @@ def _one_of(name: str, accepted: Sequence[str]) -> Callable[[Any], str]:
     return convert
 
 
+def _switch(name: str) -> Callable[[Any], bool]:
+    choose = _one_of(name, ("on", "off"))
+
+    def convert(value: Any) -> bool:
+        return value if isinstance(value, bool) else choose(value) == "on"
+
+    return convert
+
+
 def _integer_flag(name: str, config_field: str, help: str) -> Flag:
     return Flag(name, config_field, _number(int, name), "N", help)
 
@@ -175,6 +184,14 @@ FLAGS: tuple[Flag, ...] = (
         "SIZE",
         "Host memory for the full caches, in GiB or with a unit (512MiB); by default sized from "
         "the KV pool and what is free.",
+    ),
+    Flag(
+        "vericache_offload_checksums",
+        "offload_checksums",
+        _switch("vericache_offload_checksums"),
+        "on|off",
+        "Check what comes back from the host against what was written there, and compute again "
+        "what differs (default off).",
     ),
     Flag(
         "vericache_loader_watch",

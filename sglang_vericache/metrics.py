@@ -186,6 +186,9 @@ class OffloadNumbers:
         failed: copies that were repeated.
         late: copies that the scheduler made itself because the loader did not.
         cancelled: fetches withdrawn before they began.
+        corrupt, corrupt_tokens: fetches that brought something else than what was written, and so
+            many tokens of theirs.
+        recomputed_tokens: computed again for that.
     """
 
     active: bool = False
@@ -202,6 +205,9 @@ class OffloadNumbers:
     failed: int = 0
     late: int = 0
     cancelled: int = 0
+    corrupt: int = 0
+    corrupt_tokens: int = 0
+    recomputed_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,19 @@ METRICS = (
         "Seconds in which full KV was being copied from the host: its rate is the link's use.",
         lambda n: n.offload.fetch_seconds,
     ),
+    Metric(
+        "offload_corrupt_fetches_total",
+        "counter",
+        "Fetches that brought something else than what had been written to the host "
+        "(--vericache-offload-checksums); it is not used.",
+        lambda n: n.offload.corrupt,
+    ),
+    Metric(
+        "offload_recomputed_tokens_total",
+        "counter",
+        "Tokens whose KV was computed again because their copy on the host was corrupt.",
+        lambda n: n.offload.recomputed_tokens,
+    ),
     Metric("drafting", "gauge", "1 while drafting is switched on.", lambda n: int(n.drafting)),
 )
 

@@ -30,6 +30,7 @@ from sglang_vericache.kernels.layer_buffers import LayerBuffers
 from sglang_vericache.metrics import DraftCounters, RowBytes
 from sglang_vericache.phase_clock import PhaseClock
 from sglang_vericache.plain.decoder import decode_plainly
+from sglang_vericache.plain.recompute import Recompute
 from sglang_vericache.plain.score_only import mark_scoring
 from sglang_vericache.plugin import applied_hooks
 from sglang_vericache.pool.sizing import create_pool, create_rows, main_row_bytes
@@ -70,6 +71,7 @@ class VeriCacheWorker(BaseSpecWorker):
         undoes_rotary = watch is not None and watch.undoes_rotary
         self.rotary = ModelRotary(self.model_runner.model) if undoes_rotary else None
         self.requests: RunningRequests | None = None
+        self.prefill_piece = server_args.chunked_prefill_size
         self.drafting = True
         self.settled = DraftCounters()  # of the step whose yields came last
         self._accounts: deque[StepAccount] = deque()
@@ -156,7 +158,13 @@ class VeriCacheWorker(BaseSpecWorker):
         )
         self.tree_cache.listener = self.requests
         self.rotation = create_rotation(
-            self.config, self.tree_cache, self.full.row_table, self.token_to_kv_pool_allocator
+            self.config,
+            self.tree_cache,
+            self.full.row_table,
+            self.token_to_kv_pool_allocator,
+            Recompute(
+                self.target_worker, batch.tree_cache, batch.spec_algorithm, self.prefill_piece
+            ),
         )
         logger.info("vericache active: %s", self.status())
 

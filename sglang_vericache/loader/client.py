@@ -30,6 +30,8 @@ class LoaderCounters:
         failed: copies by the loader that raised.
         late: jobs that the scheduler copied itself because the loader did not.
         cancelled: jobs withdrawn before they began.
+        corrupt, corrupt_tokens: jobs that brought something else than what was written, and so
+            many tokens of theirs.
     """
 
     fetches: int = 0
@@ -39,6 +41,8 @@ class LoaderCounters:
     failed: int = 0
     late: int = 0
     cancelled: int = 0
+    corrupt: int = 0
+    corrupt_tokens: int = 0
 
 
 class LoaderClient:
@@ -88,10 +92,16 @@ class LoaderClient:
     def under_way(self) -> int:
         return len(self._jobs)
 
-    def fetch(self, host_slots: Any, device_slots: Any, after: tuple[Any, ...] = ()) -> Job:
-        """Order a copy; `poll` tells when it has arrived."""
+    def fetch(
+        self,
+        host_slots: Any,
+        device_slots: Any,
+        after: tuple[Any, ...] = (),
+        places: Any = None,
+    ) -> Job:
+        """Order a copy; `poll` tells when it has arrived. The arguments are those of `Job`."""
         self._next += 1
-        job = Job(self._next, host_slots, device_slots, after)
+        job = Job(self._next, host_slots, device_slots, after, places)
         self._jobs[job.number] = job
         self._channel.send(Fetch((job.number,)))
         return job
@@ -121,9 +131,15 @@ class LoaderClient:
             self._count(job)
         return done
 
-    def finish(self, job: Job) -> None:
-        """Wait until ``job`` has arrived; it is not returned by `poll` then."""
+    def finish(self, job: Job, hurry: bool = False) -> None:
+        """Wait until ``job`` has arrived; it is not returned by `poll` then.
+
+        Args:
+            hurry: copy it here and now, past those before it, unless the loader has begun it.
+        """
         waited_from = time.monotonic()
+        if hurry:
+            self._copy(job)
         while job.stage is not Stage.DONE:
             self._hear(self._channel.receive(0.001))
             self._rescue(impatient=time.monotonic() - waited_from > self._patience_s)
@@ -212,3 +228,5 @@ class LoaderClient:
         self.counters.tokens += job.tokens
         self.counters.seconds += job.seconds
         self.counters.bytes += self._fallback.bytes_of(job)
+        self.counters.corrupt += bool(job.changed)
+        self.counters.corrupt_tokens += job.changed

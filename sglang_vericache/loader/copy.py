@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sglang_vericache.loader.checksums import Checksums, Verdicts
 from sglang_vericache.loader.job import Job
 
 # Slices shorter than this on average are not worth a copy each: rows are gathered instead.
@@ -45,10 +46,17 @@ class PlainCopier:
 
     Args:
         host, device: layer by layer, ``[S, H, D]`` and ``[T, H, D]``; keys and values alike.
+        checksums: tell what arrived changed; None believes everything.
     """
 
-    def __init__(self, host: Sequence[torch.Tensor], device: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self,
+        host: Sequence[torch.Tensor],
+        device: Sequence[torch.Tensor],
+        checksums: Checksums | None = None,
+    ) -> None:
         self._layers = list(zip(host, device, strict=True))
+        self._verdicts = None if checksums is None else Verdicts(checksums)
 
     def enter(self) -> None:
         pass
@@ -59,6 +67,9 @@ class PlainCopier:
             for source, target in self._layers:
                 target[job.device_slots] = source[job.host_slots]
             job.seconds = time.perf_counter() - began
+            if self._verdicts is not None and job.places is not None:
+                self._verdicts.ask(job)
+                job.changed = self._verdicts.read(job)
 
     def arrived(self, job: Job) -> bool:
         return True
@@ -79,6 +90,8 @@ class StreamCopier:
         device: layer by layer, ``[T, H, D]``.
         gather: copies rows that lie scattered, (host slots, device slots) on the current
             stream; by default one index copy a layer by way of pageable memory.
+        checksums: tell what arrived changed, on a stream of their own: the link does not wait;
+            None believes everything.
     """
 
     def __init__(
@@ -86,15 +99,18 @@ class StreamCopier:
         host: Sequence[torch.Tensor],
         device: Sequence[torch.Tensor],
         gather: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
+        checksums: Checksums | None = None,
     ) -> None:
         self._layers = list(zip(host, device, strict=True))
+        self._verdicts = None if checksums is None else Verdicts(checksums)
         self._device = device[0].device
         self._gather = gather or self._gather_by_index
-        self._began: dict[int, Any] = {}
+        self._copied: dict[int, tuple[Any, Any]] = {}  # events around the copy
 
     def enter(self) -> None:
         torch.cuda.set_device(self._device)
         self._stream: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._checks: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def submit(self, jobs: Sequence[Job]) -> None:
         try:
@@ -103,6 +119,7 @@ class StreamCopier:
                     self._submit(job)
         except Exception:
             self._stream.synchronize()  # nothing may write after we say that it failed
+            self._checks.synchronize()
             raise
 
     def _submit(self, job: Job) -> None:
@@ -110,17 +127,31 @@ class StreamCopier:
             self._stream.wait_event(event)
         device_slots = job.device_slots.cpu()  # waits for this stream only
         host_slots = job.host_slots.cpu()
-        began = self._began[job.number] = _event()
+        began = _event()
         began.record()
         runs = runs_of(host_slots, device_slots)
         if len(runs) * LEAST_RUN <= job.tokens:
             self._copy_runs(runs)
         else:
             self._gather(host_slots, job.device_slots)
-        arrived = _event()
-        arrived.record()
+        copied = _event()
+        copied.record()
         job.device_slots.record_stream(self._stream)
-        job.arrived = arrived
+        self._copied[job.number] = (began, copied)
+        job.arrived = self._check(job, copied)
+
+    def _check(self, job: Job, copied: Any) -> Any:
+        """Order the check; the event after which the rows may be read, and its outcome."""
+        if self._verdicts is None or job.places is None:
+            return copied
+        with torch.cuda.stream(self._checks):
+            self._checks.wait_event(copied)
+            self._verdicts.ask(job)
+            checked = _event()
+            checked.record()
+            job.device_slots.record_stream(self._checks)
+            job.places.record_stream(self._checks)
+        return checked
 
     def _copy_runs(self, runs: Sequence[Run]) -> None:
         for source, target in self._layers:
@@ -135,7 +166,10 @@ class StreamCopier:
     def arrived(self, job: Job) -> bool:
         if not job.arrived.query():
             return False
-        job.seconds = self._began.pop(job.number).elapsed_time(job.arrived) / 1e3
+        began, copied = self._copied.pop(job.number)
+        job.seconds = began.elapsed_time(copied) / 1e3
+        if self._verdicts is not None and job.places is not None:
+            job.changed = self._verdicts.read(job)
         return True
 
     def bytes_of(self, job: Job) -> int:

@@ -30,15 +30,19 @@ class Job:
         host_slots, device_slots: ``[n]`` int64 rows of the host pool and of the device pool.
         after: events that the copy waits for: what the device rows held before may still be
             read up to there, and the slots themselves be computed.
+        places: ``[n]`` ``host_slots`` on the device of the checksums; None copies unchecked.
         arrived: event that the bytes have arrived, set by the copier; None where copies are
             synchronous.
+        changed: tokens that arrived as something else than what was written; set when it is done.
     """
 
     number: int
     host_slots: Any
     device_slots: Any
     after: tuple[Any, ...] = ()
+    places: Any = None
     arrived: Any = None
+    changed: int = 0
     seconds: float = 0.0
     made_at: float = field(default_factory=time.monotonic)
     _stage: Stage = Stage.WAITING

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from sglang_vericache.config import AUTO, OFF, VeriCacheConfig
+from sglang_vericache.loader.checksums import Checksums
 from sglang_vericache.loader.client import LoaderClient
 from sglang_vericache.loader.copy import PlainCopier, StreamCopier
 from sglang_vericache.loader.planner import (
@@ -28,6 +29,7 @@ from sglang_vericache.metrics import OffloadNumbers
 from sglang_vericache.rounds.policy import RoundPlan
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.step_watch import StepWatch
+from sglang_vericache.tree.integrity import Integrity, Recompute
 from sglang_vericache.tree.residency import Residency, Seat
 
 logger = logging.getLogger(__name__)
@@ -96,6 +98,8 @@ class Rotation:
         self.residency.changes += 1
         nodes = [self.residency.cache.node_read_by(req) for req in batch.reqs]
         self.residency.wait_for_prefill([node for node in nodes if node is not None])
+        # A session's later turns have a node that is none of the tree's.
+        self.residency.mend([req for req in batch.reqs if isinstance(req.last_node, int)])
 
     def step(
         self, reqs: Sequence[Any], states: Sequence[RequestState], committed: Sequence[int]
@@ -287,7 +291,7 @@ class Rotation:
     def numbers(self) -> OffloadNumbers:
         """What the metrics and the info endpoint show."""
         places = [seat.place for seat in self.residency.seats()]
-        loader = self.residency.loader
+        loader, integrity = self.residency.loader, self.residency.integrity
         copies = loader.counters
         return OffloadNumbers(
             active=loader.alive,
@@ -304,6 +308,9 @@ class Rotation:
             failed=copies.failed,
             late=copies.late,
             cancelled=copies.cancelled,
+            corrupt=copies.corrupt,
+            corrupt_tokens=copies.corrupt_tokens,
+            recomputed_tokens=0 if integrity is None else integrity.recomputed,
         )
 
 
@@ -326,7 +333,7 @@ class NoRotation:
 
 
 def create_rotation(
-    config: VeriCacheConfig, cache: Any, rows: torch.Tensor, allocator: Any
+    config: VeriCacheConfig, cache: Any, rows: torch.Tensor, allocator: Any, recompute: Recompute
 ) -> Rotation | NoRotation:
     """As ``--vericache-offload`` says, if the host tier could be had."""
     if config.offload == OFF or cache.disable or cache.cache_controller is None:
@@ -335,10 +342,16 @@ def create_rotation(
     host_layers = [*host.k_data_refs, *host.v_data_refs]
     device_layers = [*host.device_k_buffers, *host.device_v_buffers]
     kind = StreamCopier if rows.device.type == "cuda" else PlainCopier
+    checksums = integrity = None
+    if config.offload_checksums:
+        checksums = Checksums(host_layers, device_layers)
+        integrity = Integrity(checksums, recompute)
     loader = LoaderClient(
-        kind(host_layers, device_layers), kind(host_layers, device_layers), config.loader_watch
+        kind(host_layers, device_layers, checksums=checksums),
+        kind(host_layers, device_layers, checksums=checksums),
+        config.loader_watch,
     )
-    residency = Residency(cache, rows, loader)
+    residency = Residency(cache, rows, loader, integrity)
     watch = None
     if config.offload == AUTO:
         token_bytes = sum(layer[0].nbytes for layer in device_layers)

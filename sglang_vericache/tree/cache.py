@@ -9,6 +9,7 @@ from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
 from sglang_vericache.metrics import SpanCounters
+from sglang_vericache.tree.integrity import Integrity
 from sglang_vericache.tree.residency import Residency
 from sglang_vericache.tree.span_table import SpanTable
 from sglang_vericache.tree.view_plan import PathNode, SpanInfo
@@ -152,6 +153,28 @@ class VeriRadixCache(UnifiedRadixCache):
         super().check_hicache_events()
         if self.rotation is not None:
             self.rotation.poll()
+
+    # What is written to the host has a checksum, and what comes back is checked by the loader.
+
+    @property
+    def _integrity(self) -> Integrity | None:
+        return None if self.rotation is None else self.rotation.residency.integrity
+
+    def _execute_kv_backup(self, node_id, device_value, comp_xfers, sidecar_xfers):
+        host_indices = super()._execute_kv_backup(node_id, device_value, comp_xfers, sidecar_xfers)
+        if self._integrity is not None and host_indices is not None:
+            self._integrity.note_write(node_id, host_indices, device_value)
+        return host_indices
+
+    def _finish_write_through_ack(self, ack_id: int) -> None:
+        if self._integrity is not None:
+            self._integrity.seal(ack_id)
+        super()._finish_write_through_ack(ack_id)
+
+    def ready_to_load_host_cache(self) -> int:
+        if self._integrity is not None:
+            return -1  # nothing was started: Residency.wait_for_prefill has the loader fetch it
+        return super().ready_to_load_host_cache()
 
     def _reset_full(self) -> None:
         if self.rotation is not None:

@@ -13,7 +13,7 @@ Everything here runs on the scheduler thread.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,8 @@ import torch
 from sglang_vericache.loader.client import LoaderClient
 from sglang_vericache.loader.job import Job
 from sglang_vericache.loader.planner import PathPart, Place
+from sglang_vericache.tree.integrity import Integrity
+from sglang_vericache.tree.loads import Loads
 
 logger = logging.getLogger(__name__)
 
@@ -57,20 +59,6 @@ class Seat:
     checkpointed: bool = False
 
 
-@dataclass(frozen=True)
-class Load:
-    """Nodes that are on the device already by the tree's book, and whose bytes are under way.
-
-    Attributes:
-        anchor: the deepest of them.
-        start: where they begin on the anchor's path.
-    """
-
-    job: Job
-    anchor: int
-    start: int
-
-
 class Residency:
     """Detaches and attaches running requests, and knows which row is full.
 
@@ -81,18 +69,25 @@ class Residency:
         cache: SGLang's radix cache with its host tier.
         rows: ``[R, W]`` main slots by request row and position.
         loader: copies what is fetched.
+        integrity: has computed again what comes back changed; None believes the host.
 
     Attributes:
         ledger_stream: the scheduler's stream; None until it is known, and where there is no GPU.
         changes: counts what may have split nodes or made paths longer.
     """
 
-    def __init__(self, cache: Any, rows: torch.Tensor, loader: LoaderClient) -> None:
-        self.cache, self.rows, self.loader = cache, rows, loader
+    def __init__(
+        self,
+        cache: Any,
+        rows: torch.Tensor,
+        loader: LoaderClient,
+        integrity: Integrity | None = None,
+    ) -> None:
+        self.cache, self.rows, self.loader, self.integrity = cache, rows, loader, integrity
         self.ledger_stream: torch.cuda.Stream | None = None
         self._on_gpu = rows.device.type == "cuda"
         self._seats: dict[str, Seat] = {}
-        self._loads: dict[int, Load] = {}
+        self._loads = Loads(cache, loader, self._on_gpu, integrity)
         self._admitted = 0
         self.changes = 0
 
@@ -176,15 +171,14 @@ class Residency:
         if seat.place is not Place.DETACHED:
             raise AssertionError(f"request {seat.req.rid} is {seat.place.value}: cannot be fetched")
         node = seat.req.last_node
-        after = self._mark()
+        loads, after = self._loads, self._loads.mark()
         with self._ledger():
-            self._take_over_queued(after)
-            if self.cache.tree_core.is_full_device_evicted(node) and not self._load(node, after):
+            loads.take_over_queued(after)
+            if self.cache.tree_core.is_full_device_evicted(node) and not loads.begin(node, after):
                 return False
             seat.req.lock = self.cache.lock(node)
         seat.place = Place.FETCHING
-        nodes = self._nodes(node)
-        seat.jobs = [x.job for x in self._loads.values() if nodes & self._pending_nodes(x)]
+        seat.jobs = [load.job for load in loads.on(loads.nodes(node))]
         return True
 
     def arrive(self, step: int, timeout_s: float = 0.0) -> list[Seat]:
@@ -195,17 +189,18 @@ class Residency:
             seat
             for seat in self._seats.values()
             if seat.place is Place.FETCHING
-            and not any(job.number in self._loads for job in seat.jobs)
+            and not any(self._loads.is_under_way(job) for job in seat.jobs)
         ]
         for seat in ready:
             self._fill(seat)
             seat.place, seat.attached = Place.ATTACHED, step
+            self._loads.mend(seat.req)
         return ready
 
     def settle_arrived(self, timeout_s: float = 0.0) -> None:
         """What has arrived need not be kept by its load any longer."""
-        for job in self.loader.poll(timeout_s):
-            self._settle(job)
+        wanted = {job.number for seat in self._seats.values() for job in seat.jobs}
+        self._loads.settle_arrived(timeout_s, wanted)
 
     def push(self, seat: Seat) -> None:
         """Give what a request has generated to the tree, so that it can leave the device as well.
@@ -250,6 +245,11 @@ class Residency:
         seat = self._seats.get(req.rid)
         if seat is None or seat.place is Place.ATTACHED:
             return True
+        if self.integrity is not None:
+            # Nothing is inserted below what may have to be mended: nobody would do that.
+            under_way = self._loads.on(self._loads.nodes(req.last_node))
+            if not all([self._loads.finish(load) for load in under_way]):
+                return False
         if self._on_gpu:
             # The forward stream may not have emptied the row yet.
             torch.cuda.current_stream().wait_stream(self.cache.cache_controller.load_fence_stream)
@@ -270,30 +270,8 @@ class Residency:
             self.cache.dec_host_lock_ref(req.last_node, seat.host_lock)
         if not seat.checkpointed:
             for job in seat.jobs:
-                self._call_off(job)
-
-    def _call_off(self, job: Job) -> None:
-        """Nobody is known to wait for a copy any more: withdraw it, and its nodes leave the
-        device as they came. One that has begun, or that others read, just arrives."""
-        load = self._loads.get(job.number)
-        if load is None or any(job in seat.jobs for seat in self._seats.values()):
-            return
-        nodes = [info.node_id for info in self._infos(load.anchor) if info.path_start >= load.start]
-        if not self._held_by_load_only(load) or not self.loader.cancel(job):
-            return
-        self._settle(job)
-        for node in reversed(nodes):
-            self.cache._demote(node, _Counts())
-
-    def _held_by_load_only(self, load: Load) -> bool:
-        """Whether only the load itself keeps its nodes on the device: a prefill may have matched
-        them."""
-        held = self.cache.ongoing_load_back[load.anchor]
-        self.cache.dec_lock_ref(load.anchor, held.lock_params)
-        taken = self.cache.inc_lock_ref(load.anchor)
-        anew = held._replace(lock_params=taken.to_dec_params())
-        self.cache.ongoing_load_back[load.anchor] = anew
-        return taken.delta is not None and taken.delta >= load.job.tokens
+                if not any(job in other.jobs for other in self._seats.values()):
+                    self._loads.call_off(job)
 
     def wait_for_prefill(self, nodes: list[int]) -> None:
         """A prefill is about to read these paths: what is under way on them arrives first.
@@ -301,92 +279,29 @@ class Residency:
         Args:
             nodes: the deepest matched node of each request.
         """
-        if not self._loads:
+        loads = self._loads
+        if not len(loads) and not self.cache.cache_controller.load_queue:
             return
-        self._take_over_queued(self._mark())
-        read = set().union(*(self._nodes(node) for node in nodes)) if nodes else set()
-        for load in list(self._loads.values()):
-            if read & self._pending_nodes(load):
-                self.loader.finish(load.job)
-                if self._on_gpu and load.job.arrived is not None:
-                    torch.cuda.current_stream().wait_event(load.job.arrived)
-                self._settle(load.job)
+        queued = loads.take_over_queued(loads.mark())
+        read = set().union(*(loads.nodes(node) for node in nodes)) if nodes else set()
+        needed = loads.on(read)
+        if self.integrity is not None:
+            # SGLang has started none of its own: they are this prefill's.
+            needed += [load for load in queued if load not in needed]
+        for load in needed:
+            loads.finish(load, hurry=load in queued)
+
+    def mend(self, reqs: Sequence[Any]) -> None:
+        """What these requests are about to read and came back changed is computed again.
+        Precondition: `wait_for_prefill`, or they are ATTACHED."""
+        if self.integrity is not None:
+            for req in reqs:
+                self._loads.mend(req)
 
     def drain(self) -> None:
         """Before the tree is reset: nothing may be copied afterwards."""
-        self.loader.drain()
-        for load in list(self._loads.values()):
-            self._settle(load.job)
+        self._loads.drain()
 
     def close(self) -> None:
         self.drain()
         self.loader.close()
-
-    # Loads
-
-    def _infos(self, node: int) -> tuple[Any, ...]:
-        (infos,) = self.cache.tree_core.collect_path_info([node])
-        return infos
-
-    def _nodes(self, node: int) -> set[int]:
-        return {info.node_id for info in self._infos(node)}
-
-    def _pending_nodes(self, load: Load) -> set[int]:
-        """A split leaves the anchor its id and gives the part before it a new one."""
-        return {i.node_id for i in self._infos(load.anchor) if i.path_start >= load.start}
-
-    def _mark(self) -> Any:
-        """An event behind everything that the current stream has been given: on the forward
-        stream, behind all that may still read what is evicted now."""
-        if not self._on_gpu:
-            return None
-        event = torch.cuda.Event()
-        event.record()
-        return event
-
-    def _load(self, node: int, after: Any) -> bool:
-        """Give the evicted nodes of a path slots and order the copy."""
-        start = next(i.path_start for i in self._infos(node) if i.full_value_len is None)
-        cache = self.cache
-        # Below its threshold SGLang would rather compute: we must have the path.
-        threshold, cache.load_back_threshold = cache.load_back_threshold, 1
-        try:
-            if not cache.load_back(node):
-                return False
-        finally:
-            cache.load_back_threshold = threshold
-        self._hand_over(cache.cache_controller.load_queue.pop(), start, after)
-        return True
-
-    def _take_over_queued(self, after: Any) -> None:
-        """Loads that an admission queued and did not start, for a prefill that was put off: they
-        are on nobody's way, but their nodes look as if they were there."""
-        queue = self.cache.cache_controller.load_queue
-        while queue:
-            operation = queue.pop(0)
-            (node,) = operation.node_ids
-            end = sum(i.path_end - i.path_start for i in self._infos(node))
-            self._hand_over(operation, end - len(operation.host_indices), after)
-
-    def _hand_over(self, operation: Any, start: int, after: Any) -> None:
-        events = (after, self._mark()) if self._on_gpu else ()
-        job = self.loader.fetch(operation.host_indices, operation.device_indices, events)
-        (node,) = operation.node_ids
-        self._loads[job.number] = Load(job, node, start)
-
-    def _settle(self, job: Job) -> None:
-        """What SGLang does when it sees that a load of its own has finished."""
-        load = self._loads.pop(job.number, None)
-        if load is None:
-            return
-        held = self.cache.ongoing_load_back.pop(load.anchor)
-        self.cache.dec_lock_ref(load.anchor, held.lock_params)
-        self.cache.dec_host_lock_ref(load.anchor, held.host_lock_params)
-        self.cache.tree_core.finish_load_back(load.anchor)
-
-
-class _Counts(dict):
-    """What SGLang counts evictions in, when nobody asks."""
-
-    def __missing__(self, key: Any) -> int:
-        return 0

@@ -31,6 +31,7 @@ def faulty(offload_reference, logs, tmp_path_factory):
     }
     log = logs / "offload-faults.log"
     flags = (*TINY_FLAGS, *OFFLOAD, *pool(4), "--enable-metrics", "--log-level", "info")
+    flags += ("--vericache-offload-checksums", "on")
     with server(offload_reference.model, log, flags, env) as client:
         yield client, switch, log
 
@@ -55,6 +56,25 @@ def test_late_fetches(faulty, offload_reference):
 def test_failing_fetches(faulty, offload_reference):
     gained = under(faulty, offload_reference, "some fail")
     assert gained["failed"] > 0 and gained["fetches"] > gained["failed"]
+
+
+def test_what_arrives_as_it_was_written_is_believed(faulty, offload_reference):
+    """Catches checksums that do not follow what is written: every fetch would be computed again."""
+    gained = under(faulty, offload_reference, "none")
+    assert gained["fetches"] > 0 and gained["corrupt"] == gained["recomputed_tokens"] == 0
+
+
+def test_host_memory_is_overwritten(faulty, offload_reference):
+    """In the middle of the run: what comes back changed is never read, but computed again, in
+    several pieces where it is longer than a prefill may be."""
+    client, _, log = faulty
+    gained = under(faulty, offload_reference, "overwritten")
+    assert gained["detachments"] > 0 and gained["corrupt"] > 0, gained
+    assert gained["recomputed_tokens"] > 256 * gained["corrupt"], gained
+    samples = Samples(client.url)
+    corrupt = client.status()["offload"]["corrupt"]
+    assert samples.value("sglang:vericache_offload_corrupt_fetches_total") == corrupt
+    assert "is not what was written there" in log.read_text(errors="replace")
 
 
 def test_aborts_while_fetches_are_under_way(faulty, offload_reference):

@@ -11,7 +11,7 @@ import pytest
 cpu_engine.required()
 
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams  # noqa: E402
-from tree_world import World, publish_settings  # noqa: E402
+from tree_world import World, away, back, publish_settings, text  # noqa: E402
 
 from sglang_vericache.loader.copy import PlainCopier  # noqa: E402
 from sglang_vericache.loader.planner import Place  # noqa: E402
@@ -29,30 +29,6 @@ def world(request):
     made = World(device=400, host=2_000, core=request.param)
     yield made
     made.close()
-
-
-def text(seed: int, count: int) -> list[int]:
-    rng = random.Random(seed)
-    return [rng.randrange(50) for _ in range(count)]
-
-
-def away(world, req) -> None:
-    """Detach a request and take what it left on the device."""
-    seat = world.residency.seat_of(req)
-    assert world.residency.is_complete(seat)
-    world.residency.detach(seat, world.step)
-    world.check_ledger()
-
-
-def back(world, req) -> None:
-    """Order its path, and wait for it."""
-    assert world.residency.order(world.residency.seat_of(req))
-    for _ in range(200):
-        world.check_ledger()
-        if world.residency.is_full(req):
-            return
-        world.arrive(0.05)
-    raise AssertionError("it never came")
 
 
 def test_there_and_back(world):
@@ -163,8 +139,8 @@ class _Writing:
 class Gated(PlainCopier):
     """Copies nothing until told."""
 
-    def __init__(self, *layers) -> None:
-        super().__init__(*layers)
+    def __init__(self, *layers, **options) -> None:
+        super().__init__(*layers, **options)
         self.gate = threading.Event()
 
     def submit(self, jobs) -> None:

@@ -28,9 +28,11 @@ from sglang.srt.server_args import prepare_server_args
 from test_bad_input import DENSE
 
 from sglang_vericache.cpu import host_pool
+from sglang_vericache.loader.checksums import Checksums
 from sglang_vericache.loader.client import LoaderClient
 from sglang_vericache.loader.copy import PlainCopier
 from sglang_vericache.tree.cache import VeriRadixCache
+from sglang_vericache.tree.integrity import Integrity
 from sglang_vericache.tree.residency import Residency
 
 LAYERS, HEADS, DIM, ROWS, WIDTH = 2, 1, 4, 24, 600
@@ -65,9 +67,12 @@ class World:
     Args:
         device, host: tokens of the two pools.
         core: "rust" or "python".
+        checks: with checksums of what is on the host.
     """
 
-    def __init__(self, device: int, host: int, core: str = "rust", copier=PlainCopier) -> None:
+    def __init__(
+        self, device: int, host: int, core: str = "rust", copier=PlainCopier, checks: bool = False
+    ) -> None:
         get_context().override("test", hicache_size=0, hicache_ratio=host / device)
         host_pool.supply()
         self.pool = MHATokenToKVPool(
@@ -94,9 +99,13 @@ class World:
             [*pool.k_data_refs, *pool.v_data_refs],
             [*self.pool.k_buffer, *self.pool.v_buffer],
         )
-        self.copier = copier(*layers)
-        self.loader = LoaderClient(self.copier, PlainCopier(*layers))
-        self.residency = Residency(self.cache, self.rows.req_to_token, self.loader)
+        self.host_layers = layers[0]
+        checksums = Checksums(*layers) if checks else None
+        checked = {"checksums": checksums} if checks else {}
+        self.copier = copier(*layers, **checked)
+        self.loader = LoaderClient(self.copier, PlainCopier(*layers, **checked))
+        integrity = Integrity(checksums, self.recompute) if checks else None
+        self.residency = Residency(self.cache, self.rows.req_to_token, self.loader, integrity)
         self.cache.rotation = SimpleNamespace(
             residency=self.residency, poll=self.residency.settle_arrived
         )
@@ -133,6 +142,7 @@ class World:
         row = self.rows.req_to_token[req.kv.req_pool_idx]
         row[: len(prefix)] = prefix
         row[len(prefix) : len(text)] = slots
+        self.residency.mend([req])
         self.write(slots, stamp(text)[len(prefix) :])
         req.kv.cache_protected_len = req.kv.cache_inserted_len = len(prefix)
         req.kv.kv_committed_len = req.kv.kv_allocated_len = len(text)
@@ -183,6 +193,25 @@ class World:
         self.step += 1
         return self.residency.arrive(self.step, timeout_s)
 
+    def corrupt(self, host_row: int, layer: int = 0, bit: int = 4) -> None:
+        """One bit of one token on the host."""
+        self.host_layers[layer][host_row].view(torch.uint8)[0, 2] ^= 1 << bit
+
+    def host_rows(self, node: int) -> torch.Tensor:
+        """Where a node lies on the host."""
+        return self.cache.tree_core.build_storage_backup_spec(node, False).host_value
+
+    def recompute(self, req, start: int, rows) -> None:
+        """A prefill in the middle of a request: reads what is before, and writes ``rows``."""
+        end = start + len(rows)
+        slots = self.rows.req_to_token[req.kv.req_pool_idx, :end].long()
+        assert torch.equal(slots[start:], rows), "the row names other slots"
+        marks = stamp(req.text)[:end]
+        for layer in range(LAYERS):
+            before = (marks[:start, None, None] + layer).expand(-1, 1, DIM)
+            assert torch.equal(self.pool.k_buffer[layer][slots[:start]], before)
+        self.write(rows, marks[start:])
+
     # What must hold.
 
     def write(self, slots, marks) -> None:
@@ -218,6 +247,7 @@ class World:
     def settle(self) -> None:
         """Let everything that is under way arrive, in both directions."""
         self.cache.ready_to_load_host_cache()
+        self.residency.wait_for_prefill([])
         for _ in range(200):
             self.arrive(0.01)
             self.events()
@@ -266,3 +296,27 @@ class Request:
 
     def owned_kv_len(self) -> int:
         return self.kv.kv_committed_len
+
+
+def text(seed: int, count: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(50) for _ in range(count)]
+
+
+def away(world, req) -> None:
+    """Detach a request and take what it left on the device."""
+    seat = world.residency.seat_of(req)
+    assert world.residency.is_complete(seat)
+    world.residency.detach(seat, world.step)
+    world.check_ledger()
+
+
+def back(world, req) -> None:
+    """Order its path, and wait for it."""
+    assert world.residency.order(world.residency.seat_of(req))
+    for _ in range(200):
+        world.check_ledger()
+        if world.residency.is_full(req):
+            return
+        world.arrive(0.05)
+    raise AssertionError("it never came")

@@ -123,3 +123,18 @@ def test_window_scores(launches, tmp_path, heads, group, dim):
     )
     for kernel in compiled(launches, tmp_path).values():
         assert "wgmma" in kernel.ptx or "mma.sync" in kernel.ptx
+
+
+@pytest.mark.parametrize(("heads", "dim"), [(8, 128), (4, 80)])
+def test_token_sums(launches, tmp_path, heads, dim):
+    """Catches spills, and loads of less than 8 bytes a thread."""
+    from sglang_vericache.kernels.layer_buffers import LayerBuffers
+    from sglang_vericache.kernels.slot_sums import new_weights
+    from sglang_vericache.kernels.slot_sums.triton import count_changed
+
+    buffers = LayerBuffers(list(torch.zeros(4, 64, heads, dim, dtype=torch.bfloat16)))
+    sums, slots = torch.zeros(64, dtype=torch.int64), torch.zeros(48, dtype=torch.int64)
+    changed = torch.zeros(1, dtype=torch.int32)
+    count_changed(buffers, new_weights(buffers), slots, sums, slots, changed)
+    (kernel,) = compiled(launches, tmp_path).values()
+    assert "ld.global.v2.b64" in kernel.ptx or "ld.global.b64" in kernel.ptx

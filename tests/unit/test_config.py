@@ -175,6 +175,7 @@ def test_describe_is_plain():
     ("settings", "sentence"),
     [
         ({"host_memory_bytes": 1 << 30}, "--vericache-host-memory has no effect without"),
+        ({"offload_checksums": True}, "--vericache-offload-checksums has no effect without"),
         ({"loader_watch": "ipc:///run/x"}, "--vericache-loader-watch has no effect without"),
         ({"offload": "auto", "loader_watch": "tcp://*:5"}, "is not an address of this machine"),
         ({"offload": "auto", "host_memory_bytes": 0}, "the least accepted is 1"),

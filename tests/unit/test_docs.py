@@ -54,7 +54,8 @@ def test_flags():
     for flag in FLAGS:
         line, default = lines[f"<code>{flag.option}</code>"], defaults[flag.config_field]
         assert flag.help in line
-        shown = "none" if default is None else f"<code>{default}</code>"
+        words = {"None": "none", "True": "<code>on</code>", "False": "<code>off</code>"}
+        shown = words.get(str(default), f"<code>{default}</code>")
         assert f"| {shown} |" in line and line.count("|") == 5
 
 

@@ -68,7 +68,22 @@ def test_all_flags_reach_their_fields():
 def test_help_tells_the_real_default(flag):
     """Catches a help text that keeps an old default."""
     shown = re.search(r"\(default ([^):]+)", flag.help)[1]
-    assert shown == str(getattr(VeriCacheConfig(), flag.config_field))
+    default = getattr(VeriCacheConfig(), flag.config_field)
+    if isinstance(default, bool):
+        default = "on" if default else "off"
+    assert shown == str(default)
+
+
+@pytest.mark.parametrize("value", ["on", "ON", True])
+def test_switches(value):
+    """Catches a YAML file's `on`, which is a truth value, and words that mean something else."""
+    with_offload = {"enable_vericache": True, "vericache_offload": "auto"}
+    found = config_from(with_offload | {"vericache_offload_checksums": value}, {})
+    assert found.offload_checksums is True
+    off = config_from(with_offload | {"vericache_offload_checksums": False}, {})
+    assert off.offload_checksums is False
+    with pytest.raises(VeriCacheConfigError, match="'maybe' is unknown"):
+        config_from(with_offload | {"vericache_offload_checksums": "maybe"}, {})
 
 
 @pytest.mark.parametrize(

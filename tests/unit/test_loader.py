@@ -391,3 +391,19 @@ def test_anything_goes(seed, pools, copier, monkeypatch):
     assert arrived and loader.under_way == 0
     loader._thread._stopped = True
     loader.close()
+
+
+def test_in_a_hurry(pools, copier, loader):
+    """Catches a prefill that waits for everything that was ordered before its prefix, and one that
+    is copied twice."""
+    copier.gate.clear()
+    first = loader.fetch(slots(0, 10), slots(0, 10))
+    wait_for(lambda: first.stage is Stage.COPYING)
+    second = loader.fetch(slots(20, 10), slots(20, 10))
+    loader.finish(second, hurry=True)
+    assert first.stage is Stage.COPYING and pools.holds(slots(20, 10), slots(20, 10))
+    assert loader.counters.late == 0
+    copier.gate.set()
+    assert collect(loader, 1) == [first]
+    loader.finish(loader.fetch(slots(40, 5), slots(40, 5)))
+    assert copier.order == [0, 40] and loader.counters.fetches == 3

@@ -67,6 +67,7 @@ def test_every_setting_has_its_twins(write):
         "fold_tail": "99",
         "offload": "auto",
         "host_memory": "2GiB",
+        "offload_checksums": "on",
         "loader_watch": "ipc:///run/loader",
     }
     others = {key_of(flag.name) for flag in FLAGS} - values.keys() - {"keep_tokens"}

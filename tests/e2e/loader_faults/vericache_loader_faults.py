@@ -11,7 +11,9 @@ import threading
 import time
 from pathlib import Path
 
-NAMES = ("none", "late", "some fail", "all fail", "no messages", "killed")
+import torch
+
+NAMES = ("none", "late", "some fail", "all fail", "no messages", "overwritten", "killed")
 # Less than the client's patience, but many scheduler steps.
 LATE_S = 0.15
 
@@ -36,6 +38,8 @@ def activate() -> None:
         if not isinstance(threading.current_thread(), thread.LoaderThread):
             return submit(copier, jobs)
         count += 1
+        if name == "overwritten":
+            overwrite(copier, jobs[0])
         if name == "late":
             time.sleep(LATE_S)
         if name == "all fail" or (name == "some fail" and count % 2):
@@ -43,6 +47,14 @@ def activate() -> None:
         if name == "killed":
             raise SystemExit("killed")
         submit(copier, jobs)
+
+    def overwrite(copier, job) -> None:
+        """Somebody writes over a part of host memory: a token's keys of the first layer, one bit
+        of the values of the last."""
+        first, last = copier._layers[0][0], copier._layers[-1][0]
+        rows = job.host_slots.tolist()
+        first[rows[len(rows) // 8]] = 1e4
+        last[rows[-1]].view(torch.uint8)[0, 3] ^= 64
 
     def faulty_send(channel, message) -> None:
         if file.read_text() != "no messages":
