@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import requests
 
 from benchmarks.replay.vericache_replay import FOLDER as REPLAY_FOLDER
 from benchmarks.replay.vericache_replay import STATUS_KEY, VARIABLE, Recording
+from sglang_vericache.demo.port import free_port
 
 START_TIMEOUT_S = 280
 # SGLang looks every five seconds whether it was told to end, and nothing of a server that was
@@ -52,9 +52,7 @@ class ServingServer:
         plugin: bool,
         replay: str | None = None,
     ) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port("127.0.0.1")
         self.url, self.log = f"http://127.0.0.1:{port}", log
         self.command = [
             *(sys.executable, "-m", "sglang.launch_server", "--model-path", model),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from sglang_vericache.cpu import engine
 from sglang_vericache.demo import DemoError
 from sglang_vericache.demo.memory import PeakMemory
+from sglang_vericache.demo.port import free_port
 
 START_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 20
@@ -47,7 +47,7 @@ class Server:
             variables: of the environment, likewise.
         """
         self.name, self._log = name, log
-        port = _free_port()
+        port = free_port(_HOST)
         self.url = f"http://{_HOST}:{port}"
         self._command = [
             *(sys.executable, "-m", "sglang.launch_server"),
@@ -162,9 +162,3 @@ def reach_directly() -> None:
     for name in ("NO_PROXY", "no_proxy"):
         hosts = [host for host in os.environ.get(name, "").split(",") if host]
         os.environ[name] = ",".join(dict.fromkeys([*hosts, _HOST]))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        return probe.getsockname()[1]
