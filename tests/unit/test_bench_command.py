@@ -81,7 +81,7 @@ def test_an_unknown_shape(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("VERICACHE_COMMIT", "abcdef1")
     arguments = ["--case", "mine:9:1", "--model", "shape:huge", "--out", str(tmp_path)]
     assert command.main(arguments) == 1
-    assert "8b, tiny" in capsys.readouterr().err
+    assert "8b, 24b, tiny" in capsys.readouterr().err
 
 
 def test_cases_of_two_models(monkeypatch, tmp_path, capsys):
