@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from sglang_vericache.loader.checksums import Checksums, Verdicts
 from sglang_vericache.loader.job import Job
-
-# Slices shorter than this on average are not worth a copy each: rows are gathered instead.
-LEAST_RUN = 64
-
-
-@dataclass(frozen=True)
-class Run:
-    """Consecutive host rows that become consecutive device rows."""
-
-    host: int
-    device: int
-    count: int
-
-
-def runs_of(host_slots: torch.Tensor, device_slots: torch.Tensor) -> list[Run]:
-    """The fewest runs that copy every row.
-
-    Args:
-        host_slots, device_slots: ``[n]`` int64 on the host.
-    """
-    count = host_slots.numel()
-    if count == 0:
-        return []
-    breaks = ((host_slots.diff() != 1) | (device_slots.diff() != 1)).nonzero().flatten() + 1
-    edges = [0, *breaks.tolist(), count]
-    hosts, devices = host_slots.tolist(), device_slots.tolist()
-    return [Run(hosts[a], devices[a], b - a) for a, b in itertools.pairwise(edges)]
+from sglang_vericache.loader.runs import LEAST_RUN, Run, runs_of
+from sglang_vericache.loader.staging import Staging
 
 
 class PlainCopier:
@@ -83,13 +56,12 @@ def _event() -> Any:
 
 
 class StreamCopier:
-    """Copies on a CUDA stream of its own, from pinned memory, in slices as large as they come.
+    """Copies on a CUDA stream of its own, from pinned memory: in slices as large as they come, or,
+    where they are short, by way of `Staging`.
 
     Args:
         host: layer by layer, ``[S, H, D]`` pinned; keys and values alike.
         device: layer by layer, ``[T, H, D]``.
-        gather: copies rows that lie scattered, (host slots, device slots) on the current
-            stream; by default one index copy a layer by way of pageable memory.
         checksums: tell what arrived changed, on a stream of their own: the link does not wait;
             None believes everything.
     """
@@ -98,13 +70,12 @@ class StreamCopier:
         self,
         host: Sequence[torch.Tensor],
         device: Sequence[torch.Tensor],
-        gather: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
         checksums: Checksums | None = None,
     ) -> None:
         self._layers = list(zip(host, device, strict=True))
         self._verdicts = None if checksums is None else Verdicts(checksums)
         self._device = device[0].device
-        self._gather = gather or self._gather_by_index
+        self._staging = Staging(host, device)
         self._copied: dict[int, tuple[Any, Any]] = {}  # events around the copy
 
     def enter(self) -> None:
@@ -133,7 +104,7 @@ class StreamCopier:
         if len(runs) * LEAST_RUN <= job.tokens:
             self._copy_runs(runs)
         else:
-            self._gather(host_slots, job.device_slots)
+            self._staging.copy(host_slots, job.device_slots)
         copied = _event()
         copied.record()
         job.device_slots.record_stream(self._stream)
@@ -158,10 +129,6 @@ class StreamCopier:
             for run in runs:
                 rows = source[run.host : run.host + run.count]
                 target[run.device : run.device + run.count].copy_(rows, non_blocking=True)
-
-    def _gather_by_index(self, host_slots: torch.Tensor, device_slots: torch.Tensor) -> None:
-        for source, target in self._layers:
-            target[device_slots] = source[host_slots].to(target.device)
 
     def arrived(self, job: Job) -> bool:
         if not job.arrived.query():

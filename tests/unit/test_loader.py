@@ -13,7 +13,6 @@ from loader_fakes import FaultyCopier, Pools, client, collect, slots, wait_for
 
 from sglang_vericache.loader import client as client_module
 from sglang_vericache.loader.channel import Channel
-from sglang_vericache.loader.copy import Run, runs_of
 from sglang_vericache.loader.job import Job, Stage
 from sglang_vericache.loader.messages import (
     Cancel,
@@ -21,6 +20,7 @@ from sglang_vericache.loader.messages import (
     Fetch,
     Heartbeat,
 )
+from sglang_vericache.loader.runs import Run, runs_of
 
 
 @pytest.fixture
