@@ -16,6 +16,7 @@ from benchmarks.serving.queue_notes import median_queue_run, queue_notes, queue_
 from benchmarks.serving.rates import ALL_RUN, CLOSED, LONE, WHOLE, Basis, Record, basis_of
 from benchmarks.serving.selection import MOST_REPETITION
 from benchmarks.serving.side import read_runs
+from benchmarks.serving.wording import milliseconds, spread
 
 
 @dataclass
@@ -127,8 +128,8 @@ class Comparison:
         parts = [
             f"{mine['requests']} x {mine['context']} + {mine['tokens']} tokens, greedy, prefixes "
             f"cached; {basis.told(mine)}",
-            f"{len(rates)} {basis.unit} {_spread(rates)}, baseline {len(baseline)} {basis.unit} "
-            f"{_spread(baseline)}; servers one after the other: {', '.join(self.order)}",
+            f"{len(rates)} {basis.unit} {spread(rates)}, baseline {len(baseline)} {basis.unit} "
+            f"{spread(baseline)}; servers one after the other: {', '.join(self.order)}",
             *self._baseline_note(best, plains, case, basis),
             *_machines(ours, best),
             *_running(basis, run, other),
@@ -199,7 +200,7 @@ class Comparison:
                 value=round(statistics.median(values), 3),
                 baseline=round(statistics.median(baseline), 3),
                 unit=unit,
-                note=f"{note}; {len(values)} runs {_spread(values)}, baseline {_spread(baseline)}",
+                note=f"{note}; {len(values)} runs {spread(values)}, baseline {spread(baseline)}",
             )
             yield "serving.jsonl", row
 
@@ -277,8 +278,8 @@ class Comparison:
             value=round(statistics.median(times), 1),
             baseline=round(statistics.median(baseline), 1),
             unit="s",
-            note=f"until the server answers; {len(times)} starts {_spread(times)}, baseline "
-            f"{len(baseline)} {_spread(baseline)}; none the first on the machine",
+            note=f"until the server answers; {len(times)} starts {spread(times)}, baseline "
+            f"{len(baseline)} {spread(baseline)}; none the first on the machine",
         )
 
 
@@ -289,23 +290,14 @@ def _share(one: Record, other: Record, *keys: str) -> bool:
     return all(one.get(key) == other.get(key) for key in keys)
 
 
-def _spread(values: Sequence[float]) -> str:
-    digits = 0 if min(values) >= 100 else 2
-    return f"({min(values):.{digits}f}-{max(values):.{digits}f})"
-
-
 def _ratio(mine: Record, theirs: Record, key: str) -> str:
     return f"{mine[key]:.0f} to {theirs[key]:.0f} tokens/s ({mine[key] / theirs[key]:.2f}x)"
 
 
 def _times(mine: Record, theirs: Record, key: str) -> str:
     """Both percentiles in milliseconds."""
-
-    def both(figures: Record) -> str:
-        values = figures.get(key)
-        return "-" if values is None else "/".join(f"{1000 * v:.1f}" for v in values)
-
-    return f"p50/p99 {both(mine)} ms (baseline {both(theirs)})"
+    one, other = (milliseconds(figures.get(key)) for figures in (mine, theirs))
+    return f"p50/p99 {one} ms (baseline {other})"
 
 
 def _machines(ours: Measured, plain: Measured) -> Iterator[str]:
@@ -347,8 +339,8 @@ def _cold(mine: Sequence[Record], theirs: Sequence[Record]) -> Iterator[str]:
     if all(both):
         one, other = (statistics.median(times) for times in both)
         yield (
-            f"uncached first token {one:.1f} ms {_spread(both[0])}, baseline {other:.1f} "
-            f"{_spread(both[1])}"
+            f"uncached first token {one:.1f} ms {spread(both[0])}, baseline {other:.1f} "
+            f"{spread(both[1])}"
         )
 
 

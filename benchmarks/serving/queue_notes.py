@@ -6,7 +6,9 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from benchmarks.serving.measure import median_run
 from benchmarks.serving.queue import best_level, link_use
+from benchmarks.serving.wording import milliseconds, spread
 
 Record = dict[str, Any]
 
@@ -18,9 +20,7 @@ def queue_rates(starts: Sequence[Record]) -> list[float]:
 
 def median_queue_run(figures: Record) -> Record:
     """At the best concurrency, the run with the median rate (of an even number the lower one)."""
-    runs = best_level(figures)[1]["runs"]
-    middle = statistics.median_low(run["whole"] for run in runs)
-    return next(run for run in runs if run["whole"] == middle)
+    return median_run(best_level(figures)[1])
 
 
 def queue_notes(
@@ -38,7 +38,7 @@ def queue_notes(
         "last one"
     )
     yield (
-        f"{len(rates)} runs {_spread(rates)}, baseline {len(baseline)} runs {_spread(baseline)}, "
+        f"{len(rates)} runs {spread(rates)}, baseline {len(baseline)} runs {spread(baseline)}, "
         f"best with {at_once} sent at a time{_others(theirs, at_once)}; servers one after the "
         f"other: {', '.join(order)}"
     )
@@ -52,7 +52,7 @@ def queue_notes(
         f"{other['running'][0]:.1f}, {other['running'][1]:.0f})"
     )
     for name, key in (("first token", "first_token_s"), ("between tokens", "between_tokens_s")):
-        yield f"{name} p50/p99 {_times(one[key])} ms (baseline {_times(other[key])})"
+        yield f"{name} p50/p99 {milliseconds(one[key])} ms (baseline {milliseconds(other[key])})"
     yield (
         f"slowest request {one['slowest_to_median']:.2f} times the median (baseline "
         f"{other['slowest_to_median']:.2f})"
@@ -69,12 +69,3 @@ def _others(figures: Record, best: int) -> str:
         if int(level) != best
     ]
     return f" ({', '.join(others)})" if others else ""
-
-
-def _spread(values: Sequence[float]) -> str:
-    digits = 0 if min(values) >= 100 else 2
-    return f"({min(values):.{digits}f}-{max(values):.{digits}f})"
-
-
-def _times(values: Sequence[float] | None) -> str:
-    return "-" if values is None else "/".join(f"{1000 * v:.1f}" for v in values)

@@ -1,0 +1,15 @@
+"""How figures are put into a row's note."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def spread(values: Sequence[float]) -> str:
+    digits = 0 if min(values) >= 100 else 2
+    return f"({min(values):.{digits}f}-{max(values):.{digits}f})"
+
+
+def milliseconds(seconds: Sequence[float] | None) -> str:
+    """Percentiles, or a dash where there are none."""
+    return "-" if seconds is None else "/".join(f"{1000 * s:.1f}" for s in seconds)
