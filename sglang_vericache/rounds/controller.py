@@ -15,12 +15,16 @@ PLAIN = 0
 # A switch costs views and graphs their warmth: what is not clearly better is not worth it.
 MARGIN = 1.05
 TRIAL_STEPS = 4
+# Steps of a trial that may go unobserved: the first builds draft views where nobody drafted before.
+SPARE_STEPS = 1
 # Steps before a horizon that lost is tried again; each further loss doubles them.
 FIRST_RETRY, LONGEST_RETRY = 128, 8192
 # A choice whose speed falls to this share of what it was is questioned at once.
 FALL = 0.7
-# Steps that a trial's results may be late before it is taken up again.
+# Steps that a trial's results may be late before it is taken up again, as a whole: meanwhile the
+# choice may have closed the draft views. After so many times it ends with what was seen.
 PATIENCE = 16
+MOST_RESUMED = 2
 # Observations that count, and the share of them, the slowest, that does not: a kernel compiled,
 # a garbage collection or a neighbour's work says nothing about a horizon.
 REMEMBERED = 12
@@ -75,6 +79,7 @@ class _LoadState:
     left: int = 0
     seen: int = 0
     waited: int = 0
+    resumed: int = 0
     reference: float = 0.0
     queue: list[int] = field(default_factory=list)
 
@@ -109,9 +114,13 @@ class HorizonController:
             # Its last steps may not have been observed yet: results come late, or never for a
             # step that a prefill followed.
             state.waited += 1
-            if state.waited > PATIENCE:
-                state.left, state.waited = TRIAL_STEPS - state.seen, 0
-            return state.current
+            if state.waited <= PATIENCE:
+                return state.current
+            if state.resumed == MOST_RESUMED:
+                self._end_trial(load, state, state.trial)
+                return state.current
+            state.left, state.waited = TRIAL_STEPS + SPARE_STEPS, 0
+            state.resumed += 1
         state.left -= 1
         return state.trial
 
@@ -165,7 +174,7 @@ class HorizonController:
                 return
             state.queue = [min(due, key=lambda horizon: state.speeds[horizon].due)]
         state.trial = state.queue.pop(0)
-        state.left, state.seen, state.waited = TRIAL_STEPS, 0, 0
+        state.left, state.seen, state.waited, state.resumed = TRIAL_STEPS + SPARE_STEPS, 0, 0, 0
         speed = state.speeds[state.trial]
         if state.trial != state.current:
             speed.observed.clear()  # old figures would outweigh the new ones
