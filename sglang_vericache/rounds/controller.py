@@ -15,8 +15,9 @@ PLAIN = 0
 # A switch costs views and graphs their warmth: what is not clearly better is not worth it.
 MARGIN = 1.05
 TRIAL_STEPS = 4
-# Steps of a trial that may go unobserved: the first builds draft views where nobody drafted before.
-SPARE_STEPS = 1
+# Steps of a trial that may go unobserved: the first builds draft views where nobody drafted before,
+# and the first plain ones tell how many of them fit into a step.
+SPARE_STEPS = 2
 # Steps before a horizon that lost is tried again; each further loss doubles them.
 FIRST_RETRY, LONGEST_RETRY = 128, 8192
 # A choice whose speed falls to this share of what it was is questioned at once.

@@ -195,7 +195,10 @@ class Pace:
         if not self._usual:
             return
         if last.plain_steps:
+            known = self._plain_seconds.usual(last.load) is not None
             self._plain_seconds.add(last.load, self._seconds / last.plain_steps)
+            if not known:
+                return  # one token a step: how fast several are is what counts
         elif last.whole:
             # Not of rounds in parts: where the host is what takes time, parts take more of it, and
             # would ask for more parts.

@@ -180,3 +180,19 @@ def test_parts_do_not_ask_for_more_parts():
     for _ in range(20):
         assert run(pace, clock, 0.04, 0, plain_steps=0, ends_round=False).share == 4
         assert run(pace, clock, 0.04, 20, **whole).share == 4
+
+
+def test_plain_decoding_is_judged_by_steps_of_several_tokens():
+    """Catches the first steps, of one token each, told as the speed of plain decoding: the
+    scheduler's own work is then all of it, and drafting wins where it should not."""
+    clock, recorder = Clock(), Recorder((PLAIN,))
+    pace = Pace(8, recorder, 0.030, clock)
+    scheduler_s, token_s = 0.003, 0.001
+    for _ in range(8):
+        steps = pace.begin(CONTEXTS).plain_steps
+        pace.planned(steps, True)
+        clock.now += scheduler_s + steps * token_s
+        pace.settle(steps * len(CONTEXTS))
+    pace.begin(CONTEXTS)
+    tokens = [tokens // len(CONTEXTS) for _, tokens in recorder.observed]
+    assert len(tokens) >= 5 and min(tokens) >= 3
