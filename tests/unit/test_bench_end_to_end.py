@@ -92,9 +92,9 @@ def test_a_comparison_in_two_calls(tmp_path, capsys):
     ]
     loop = known[1]["cases"]["mine"]["closed"]
     assert len(loop["rates"]) == 7 and loop["tokens_per_round"] == pytest.approx(4.0, rel=0.05)
-    # 4 tokens in 6 ms and a little for each of three against one in 2 ms.
+    # 4 tokens in 6 ms against one in 2 ms; 4 times as many where cores are busy and events count.
     ratio = sum(loop["rates"]) / sum(known[0]["cases"]["mine"]["closed"]["rates"])
-    assert 1.0 < ratio < 3.0
+    assert 1.0 < ratio < 6.0
     # What chose the horizons, of ours only.
     assert known[1]["cases"]["mine"]["pace"]["rounds_in_parts"] == 1
     assert "horizons" in known[1]["cases"]["one"]["pace"]
