@@ -172,11 +172,18 @@ def _paper(text: str) -> str:
     return re.sub(r"arXiv (\S+)", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
 
 
+# Of cases whose requests all run at once.
+SPEEDS = ("decode_rate", "fixed_set_rate", "closed_loop_rate")
+
+
 def speed() -> str:
     """Every row with its spread, all its flags and where it is from: a ratio alone misleads."""
+    found = [row for metric in SPEEDS for row in rows_of(metric) if row["baseline"]]
+    found.sort(key=lambda row: row["case"])  # stable: the metrics of a case in their order
     rows = [
         (
             row["case"] + _simulated(row),
+            row["metric"].replace("_", " "),
             row["model"],
             row["gpu"],
             f"{row['baseline']:,.0f}",
@@ -187,13 +194,13 @@ def speed() -> str:
             code(row["flags"]),
             f"{row['commit']}, {row['date']}",
         )
-        for row in rows_of("decode_rate")
-        if row["baseline"]
+        for row in found
     ]
     if not rows:
         return "No row holds a speed yet."
-    head = ("case", "model", "device", "without, tokens/s", "with", "ratio", "tokens a round")
-    return table((*head, "repetitions and outputs", "flags", "commit and date"), rows)
+    head = ("case", "metric", "model", "device", "without, tokens/s", "with", "ratio")
+    rest = ("tokens a round", "repetitions and outputs", "flags", "commit and date")
+    return table((*head, *rest), rows)
 
 
 def exactness() -> str:

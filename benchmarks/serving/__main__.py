@@ -21,7 +21,6 @@ from benchmarks.serving.progress import spent_lines
 from benchmarks.serving.queue import host_flags, offload_flags, shared_set_up
 from benchmarks.serving.selection import read_selections, write_selections
 from benchmarks.serving.side import (
-    CLOSED_SECONDS,
     Options,
     Side,
     SideError,
@@ -82,9 +81,9 @@ def parser() -> argparse.ArgumentParser:
     add(
         *("--seconds",),
         type=float,
-        default=CLOSED_SECONDS,
-        help="of the closed loop whose rate counts in cases of several requests; 0: none, then a "
-        "fixed set counts (default: %(default)s)",
+        default=0.0,
+        help="of a closed loop after the fixed sets of several requests, which gives a row of its "
+        "own (default: 0, none)",
     )
     add("--select-seconds", type=float, default=90.0, help="for finding prompts (default: 90)")
     add(

@@ -101,13 +101,22 @@ class StreamingClient:
         self.url = url
 
     def fixed_set(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[Answer]:
-        """All prompts at once, ``tokens`` tokens each."""
-        bodies = [_body(prompt, tokens, _interval(i)) for i, prompt in enumerate(prompts)]
+        """All prompts in one request, ``tokens`` tokens each; their time counts from sending it.
+
+        SGLang's front reads such a batch whole and hands it to the scheduler in one message, so
+        that cached prompts begin together. Prompts of their own requests begin one after the
+        other: to read 256 of 7.7K tokens takes longer than short answers last. (While generation
+        is paused the front holds requests back, and then hands them on one by one.)
+        """
+        count = len(prompts)
+        body = _body(prompts[0], tokens, 1) if count == 1 else _batch_body(prompts, tokens)
 
         async def run() -> list[Answer]:
             async with self._session() as session:
-                tasks = [self._stream(session, body, i) for i, body in enumerate(bodies)]
-                return list(await asyncio.gather(*tasks))
+                now = time.perf_counter()
+                answers = [Answer(now, _interval(i) == 1) for i in range(count)]
+                await self._receive(session, body, answers)
+                return answers
 
         return _of_length(asyncio.run(run()), tokens)
 
@@ -195,15 +204,23 @@ class StreamingClient:
         answer = Answer(time.perf_counter(), _interval(place) == 1)
         if into is not None:
             into.append(answer)
+        await self._receive(session, body, [answer])
+        return answer
+
+    async def _receive(
+        self, session: aiohttp.ClientSession, body: bytes, answers: Sequence[Answer]
+    ) -> None:
+        """Events of a batch say which of its prompts they are of."""
         headers = {"Content-Type": "application/json"}
         async with session.post(self.url + "/generate", data=body, headers=headers) as response:
             if response.status != 200:
                 raise AnswerError(f"status {response.status}: {(await response.text())[:500]}")
             async for line in response.content:
                 if line.startswith(b"data: {"):
-                    _take(answer, json.loads(line[6:]), time.perf_counter())
-        answer.complete = True
-        return answer
+                    now, event = time.perf_counter(), json.loads(line[6:])
+                    _take(answers[event.get("index", 0)], event, now)
+        for answer in answers:
+            answer.complete = True
 
 
 def _of_length(answers: list[Answer], tokens: int) -> list[Answer]:
@@ -235,15 +252,21 @@ def _interval(place: int) -> int:
 
 
 def _body(prompt: Sequence[int], tokens: int, interval: int) -> bytes:
-    return json.dumps(
-        {
-            "input_ids": list(prompt),
-            "sampling_params": {
-                "temperature": 0,
-                "max_new_tokens": tokens,
-                "ignore_eos": True,
-                "stream_interval": interval,
-            },
-            "stream": True,
-        }
-    ).encode()
+    parameters = _parameters(tokens, interval)
+    asked = {"input_ids": list(prompt), "sampling_params": parameters, "stream": True}
+    return json.dumps(asked).encode()
+
+
+def _batch_body(prompts: Sequence[Sequence[int]], tokens: int) -> bytes:
+    parameters = [_parameters(tokens, _interval(i)) for i in range(len(prompts))]
+    ids = [list(prompt) for prompt in prompts]
+    return json.dumps({"input_ids": ids, "sampling_params": parameters, "stream": True}).encode()
+
+
+def _parameters(tokens: int, interval: int) -> dict[str, Any]:
+    return {
+        "temperature": 0,
+        "max_new_tokens": tokens,
+        "ignore_eos": True,
+        "stream_interval": interval,
+    }

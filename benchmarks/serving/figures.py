@@ -11,6 +11,8 @@ from itertools import pairwise
 # A steady stretch begins when every request has so many tokens: draft views are built, and the
 # requests no longer answer in step.
 WARM_TOKENS = 32
+# A shorter stretch says little: of a few chunks of tokens, or of a part of the texts.
+LEAST_STEADY_S, LEAST_STEADY_TOKENS = 0.25, 64
 SHARES = (0.5, 0.99)
 
 
@@ -79,14 +81,36 @@ def window_rates(streams: Sequence[Stream], start: float, end: float, windows: i
     return [rate_between(streams, a, b) for a, b in pairwise(edges)]
 
 
-def steady_rate(streams: Sequence[Stream], warm_tokens: int = WARM_TOKENS) -> float | None:
-    """Tokens a second while all of a fixed set run: from the last one's ``warm_tokens``-th token
-    to the end of the first. None where the first had ended before: the set is short for the
-    server's speed, or does not fit its KV pool.
+@dataclass(frozen=True)
+class Stretch:
+    """The time in which all of a fixed set run.
+
+    Attributes:
+        rate: tokens a second of all together.
+    """
+
+    rate: float
+    seconds: float
+
+
+def steady_stretch(streams: Sequence[Stream], warm_tokens: int = WARM_TOKENS) -> Stretch | None:
+    """From the last one's ``warm_tokens``-th token to the end of the first. None where that is
+    less than LEAST_STEADY_S or, on average, LEAST_STEADY_TOKENS of a request: the answers are
+    short for the server's speed, or the set does not fit its KV pool.
     """
     start = max(stream.reached(warm_tokens) for stream in streams)
     end = min(stream.ended for stream in streams)
-    return rate_between(streams, start, end) if start < end else None
+    if end - start < LEAST_STEADY_S:
+        return None
+    rate = rate_between(streams, start, end)
+    enough = rate * (end - start) >= LEAST_STEADY_TOKENS * len(streams)
+    return Stretch(rate, end - start) if enough else None
+
+
+def begun_within_s(streams: Sequence[Stream]) -> float:
+    """From the first of all first tokens to the last."""
+    firsts = [stream.events[0][0] for stream in streams]
+    return max(firsts) - min(firsts)
 
 
 def rate_after_first(stream: Stream) -> float | None:

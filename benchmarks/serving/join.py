@@ -10,13 +10,12 @@ from typing import Any
 
 from benchmarks.registry import CASES
 from benchmarks.rows import Row
+from benchmarks.serving.decode_notes import decode_notes
 from benchmarks.serving.figures import Divergence
-from benchmarks.serving.measure import median_run
 from benchmarks.serving.queue_notes import median_queue_run, queue_notes, queue_rates
-from benchmarks.serving.rates import ALL_RUN, CLOSED, LONE, WHOLE, Basis, Record, basis_of
-from benchmarks.serving.selection import MOST_REPETITION
+from benchmarks.serving.rates import ALL_RUN, CLOSED, WHOLE, Basis, Record, basis_of
 from benchmarks.serving.side import read_runs
-from benchmarks.serving.wording import milliseconds, spread
+from benchmarks.serving.wording import spread
 
 
 @dataclass
@@ -121,10 +120,21 @@ class Comparison:
         self, case: str, ours: Measured, plains: Sequence[Measured]
     ) -> Iterator[tuple[str, Row]]:
         basis = basis_of([side.of(case) for side in (ours, *plains)])
+        yield self._decode_row("decode_rate", basis, case, ours, plains)
+        if basis is ALL_RUN:
+            # Its stretch may be a small part of the answers, so it does not stand alone.
+            yield self._decode_row("fixed_set_rate", WHOLE, case, ours, plains)
+        looped = [side for side in plains if side.rates(case, CLOSED)]
+        if looped and ours.rates(case, CLOSED):
+            yield self._decode_row("closed_loop_rate", CLOSED, case, ours, looped)
+
+    def _decode_row(
+        self, metric: str, basis: Basis, case: str, ours: Measured, plains: Sequence[Measured]
+    ) -> tuple[str, Row]:
+        """Against the fastest of ``plains``; all have the basis."""
         best = max(plains, key=lambda side: statistics.median(side.rates(case, basis)))
-        mine, theirs = basis.last(ours.of(case)), basis.last(best.of(case))
+        mine = basis.last(ours.of(case))
         rates, baseline = ours.rates(case, basis), best.rates(case, basis)
-        run, other = basis.run(mine), basis.run(theirs)
         parts = [
             f"{mine['requests']} x {mine['context']} + {mine['tokens']} tokens, greedy, prefixes "
             f"cached; {basis.told(mine)}",
@@ -132,37 +142,20 @@ class Comparison:
             f"{spread(baseline)}; servers one after the other: {', '.join(self.order)}",
             *self._baseline_note(best, plains, case, basis),
             *_machines(ours, best),
-            *_running(basis, run, other),
-            *_fixed_set(basis, mine, theirs),
-            f"first run of it, draft views to build, {_ratio(mine, theirs, 'first_whole')}",
-            f"first token {_times(run, other, 'first_token_s')}",
-            f"between tokens as they arrive {_times(run, other, 'between_tokens_s')}",
-            f"between tokens, those that came together sharing their time, "
-            f"{_times(run, other, 'between_tokens_even_s')}",
-            *_cold(ours.of(case), best.of(case)),
-            *_outputs(mine, theirs),
+            *decode_notes(basis, ours.of(case), best.of(case)),
         ]
-        figures = {
-            "unit": "tokens/s",
-            "tokens_per_round": run["tokens_per_round"] and round(run["tokens_per_round"], 3),
-            "note": "; ".join(parts),
-        }
-        shown = [("decode_rate", rates, baseline)]
-        if basis is ALL_RUN:
-            # Its stretch may be a small part of the answers, so it does not stand alone.
-            wholes = ours.rates(case, WHOLE), best.rates(case, WHOLE)
-            shown.append(("fixed_set_rate", *wholes))
-        for metric, values, others in shown:
-            value, other_value = statistics.median(values), statistics.median(others)
-            row = self._row(
-                case,
-                ours,
-                metric=metric,
-                value=round(value, 1),
-                baseline=round(other_value, 1),
-                **figures,
-            )
-            yield "serving.jsonl", row
+        per_round = basis.run(mine)["tokens_per_round"]
+        row = self._row(
+            case,
+            ours,
+            metric=metric,
+            value=round(statistics.median(rates), 1),
+            baseline=round(statistics.median(baseline), 1),
+            unit="tokens/s",
+            tokens_per_round=per_round and round(per_round, 3),
+            note="; ".join(parts),
+        )
+        return "serving.jsonl", row
 
     def _baseline_note(
         self, best: Measured, plains: Sequence[Measured], case: str, basis: Basis
@@ -290,77 +283,10 @@ def _share(one: Record, other: Record, *keys: str) -> bool:
     return all(one.get(key) == other.get(key) for key in keys)
 
 
-def _ratio(mine: Record, theirs: Record, key: str) -> str:
-    return f"{mine[key]:.0f} to {theirs[key]:.0f} tokens/s ({mine[key] / theirs[key]:.2f}x)"
-
-
-def _times(mine: Record, theirs: Record, key: str) -> str:
-    """Both percentiles in milliseconds."""
-    one, other = (milliseconds(figures.get(key)) for figures in (mine, theirs))
-    return f"p50/p99 {one} ms (baseline {other})"
-
-
 def _machines(ours: Measured, plain: Measured) -> Iterator[str]:
     one, other = ({r.get("machine") for r in side.records.values()} for side in (ours, plain))
     if one != other:
         yield "NOT ON THE SAME MACHINE as the baseline, though of the same kind"
-
-
-def _running(basis: Basis, one: Record, other: Record) -> Iterator[str]:
-    if basis is CLOSED:
-        yield (
-            f"past their first token on average {one['running']:.1f} requests (baseline "
-            f"{other['running']:.1f}); {one['complete']} complete answers (baseline "
-            f"{other['complete']})"
-        )
-
-
-def _fixed_set(basis: Basis, mine: Record, theirs: Record) -> Iterator[str]:
-    """All requests sent once, at the same time."""
-    one, other = median_run(mine), median_run(theirs)
-    if basis is not WHOLE:
-        yield f"fixed set from sending to the last token {_ratio(one, other, 'whole')}"
-    if basis in (LONE, ALL_RUN):
-        return
-    missing = [
-        name for name, run in (("with the flag", one), ("without", other)) if run["steady"] is None
-    ]
-    if missing:
-        yield f"{' and '.join(missing)} no stretch in which all of it run"
-    else:
-        yield f"while all of it run {_ratio(one, other, 'steady')}"
-
-
-def _cold(mine: Sequence[Record], theirs: Sequence[Record]) -> Iterator[str]:
-    both = [
-        [1000 * t for figures in side for t in figures.get("cold_first_token_s", ())]
-        for side in (mine, theirs)
-    ]
-    if all(both):
-        one, other = (statistics.median(times) for times in both)
-        yield (
-            f"uncached first token {one:.1f} ms {spread(both[0])}, baseline {other:.1f} "
-            f"{spread(both[1])}"
-        )
-
-
-def _outputs(mine: Record, theirs: Record) -> Iterator[str]:
-    if theirs["chosen"] is None:
-        yield "random prompts"
-        return
-    count = len(theirs["repetition"])
-    within = sum(share <= MOST_REPETITION for share in theirs["repetition"])
-    ours = sum(share <= MOST_REPETITION for share in mine["repetition"])
-    yield (
-        f"{within} of {count} baseline outputs repeat at most {MOST_REPETITION:.0%} of their "
-        f"8-grams (with the flag {ours}), of {theirs['chosen']['tried']} prompts tried"
-    )
-    parted = Divergence.between(mine["outputs"], theirs["outputs"])
-    text = f"{parted.parted} of {parted.outputs} outputs part from the baseline's"
-    if "itself" in theirs:
-        own = Divergence(**theirs["itself"])
-        text += f", of whose own {own.parted} of {own.outputs} at half the concurrency"
-    yield text
 
 
 def summary(rows: Sequence[tuple[str, Row]]) -> str:

@@ -10,9 +10,10 @@ from benchmarks.registry import Case
 from benchmarks.serving.client import Answer, ClosedLoop, StreamingClient
 from benchmarks.serving.figures import (
     Divergence,
+    begun_within_s,
     percentiles,
     rate_after_first,
-    steady_rate,
+    steady_stretch,
     whole_rate,
     window_rates,
 )
@@ -23,6 +24,8 @@ from benchmarks.serving.server import ServingServer
 Tick = Callable[[str], None]
 # Equal parts of a closed loop, for its median and spread: as many as a lone request is timed.
 WINDOWS = 7
+# How a fixed set was sent; older figures do not say, theirs was sent prompt by prompt.
+IN_ONE_REQUEST = "in one request"
 
 
 def measure(
@@ -55,6 +58,7 @@ def measure(
         "context": case.context,
         "requests": len(prompts),
         "tokens": case.tokens,
+        "sent": IN_ONE_REQUEST,
         "prefill_s": cached_within,
         "first_whole": whole_rate([a.stream for a in first]),
         "runs": [],
@@ -98,8 +102,11 @@ def _closed(loop: ClosedLoop) -> dict[str, Any]:
 
 def _run(answers: Sequence[Answer], before: dict, after: dict) -> dict[str, Any]:
     streams = [answer.stream for answer in answers]
+    steady = steady_stretch(streams)
     return {
-        "steady": steady_rate(streams),
+        "steady": steady and steady.rate,
+        "steady_s": steady and steady.seconds,
+        "begun_within_s": begun_within_s(streams),
         "whole": whole_rate(streams),
         "after_first": rate_after_first(streams[0]) if len(streams) == 1 else None,
         "tokens_per_round": tokens_per_round(answers),

@@ -1,4 +1,4 @@
-"""Which rate stands for a case: the first of these that all of its figures have."""
+"""Which rate stands for a case, and those that stand beside it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Basis:
 
 
 def basis_of(sides: Sequence[Sequence[Record]]) -> Basis:
-    """The same for both sides of a comparison, each of which has it at least once."""
+    """The first of BASES that both sides of a comparison have, each at least once."""
     return next(basis for basis in BASES if all(any(map(basis.holds, side)) for side in sides))
 
 
@@ -64,12 +64,24 @@ def _closed_told(figures: Record) -> str:
     )
 
 
+def _sent(figures: Record) -> str:
+    return f", sent {figures['sent']} so that all begin together" if "sent" in figures else ""
+
+
 LONE = Basis("runs", _each_run("after_first"), lambda _: "rate from the first token to the last")
 CLOSED = Basis("windows", lambda figures: figures.get("closed", {}).get("rates", ()), _closed_told)
 ALL_RUN = Basis(
     "runs",
     _each_run("steady"),
-    lambda _: f"fixed set, rate while all run, from token {WARM_TOKENS} on",
+    lambda figures: (
+        f"fixed set{_sent(figures)}, rate while all run, from token {WARM_TOKENS} on to the end of "
+        "the first answer"
+    ),
 )
-WHOLE = Basis("runs", _each_run("whole"), lambda _: "fixed set, from sending to the last token")
-BASES = (LONE, CLOSED, ALL_RUN, WHOLE)
+WHOLE = Basis(
+    "runs",
+    _each_run("whole"),
+    lambda figures: f"fixed set{_sent(figures)}, from sending to the last token",
+)
+# Not the closed loop, whose arrivals may take most of its time.
+BASES = (LONE, ALL_RUN, WHOLE)

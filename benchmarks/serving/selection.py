@@ -51,10 +51,10 @@ class Selection:
     model: str = ""
 
     def serves(self, case: Case) -> bool:
-        """Whether its first prompts are a choice for that case as well."""
-        return (self.context, self.tokens) == (case.context, case.tokens) and len(
-            self.numbers
-        ) >= case.requests
+        """Whether its first prompts are a choice for that case as well. Loops last to the end of an
+        answer, so one without any has none before; what follows its end nobody has seen."""
+        looked_at = self.context == case.context and self.tokens >= case.tokens
+        return looked_at and len(self.numbers) >= case.requests
 
     def first(self, source: Prompts, case: Case) -> Selection:
         """A choice of as many of them as the case has requests.

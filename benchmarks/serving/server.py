@@ -25,6 +25,8 @@ START_TIMEOUT_S = 280
 GRACE_S, STOP_TIMEOUT_S = 1, 20
 REQUEST_TIMEOUT_S, SETTLE_TIMEOUT_S = 900, 60
 FIRST_ID = 256  # any token
+# Of the plugin's status.
+PACE = ("horizons", "rounds_in_parts", "plain_together")
 # How the last line of a Python traceback begins; those of requests are from a server's front, which
 # asks itself something before it listens.
 _ERROR = re.compile(r"^(?!requests\.)[\w.]*(?:Error|Exception|Interrupt)\b.*$", re.MULTILINE)
@@ -200,6 +202,11 @@ class ServingServer:
         """``vericache`` of the server's info; None of an unmodified server."""
         info = requests.get(self.url + "/server_info", timeout=60).json()
         return info["internal_states"][0].get("vericache")
+
+    def pace(self) -> dict[str, Any]:
+        """What the plugin's choice of horizons has measured and done since the server's start."""
+        status = self.status() or {}
+        return {name: status[name] for name in PACE if name in status}
 
     def phases(self) -> dict[str, float]:
         """Seconds that the plugin has spent in each of its phases so far; none without it."""

@@ -29,7 +29,6 @@ from benchmarks.serving.server import ServingServer, on_cpu
 from benchmarks.serving.traffic import CAPACITY_REQUESTS, Traffic
 
 RATES = "rates.json"
-CLOSED_SECONDS = 8.0
 # The first server on a machine compiles kernels that the later ones find.
 STARTED = Path(tempfile.gettempdir()) / "vericache-bench-started"
 
@@ -75,7 +74,7 @@ class Options:
     flags: str
     replay: str
     repeats: int | None = None
-    closed_seconds: float = CLOSED_SECONDS
+    closed_seconds: float = 0.0
     select_seconds: float = 90.0
     traffic_seconds: float = 15.0
     capacity_requests: int = CAPACITY_REQUESTS
@@ -182,6 +181,8 @@ class SideRun:
                 figures = self._traffic(traffic, case, tick)
             else:
                 figures = self._decode(server, case, tick)
+            if self.side.plugin:  # to understand later what it chose
+                figures["pace"] = server.pace()
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
             tick("recovery")

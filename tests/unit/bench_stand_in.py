@@ -18,6 +18,9 @@ CHUNK, PACE_S = (4, 0.006) if PLUGIN else (1, 0.002)
 DIES_AT = int(os.environ.get("STAND_IN_DIES_AT", "0"))
 STATUS = {
     "phase_seconds": {"draft": 0.0},
+    "horizons": {"below 4 requests of 128 tokens": {"0": 500.0, "4": 660.0}},
+    "rounds_in_parts": 1,
+    "plain_together": 2,
     "simulated_acceptance": ", ".join(os.environ.get("VERICACHE_REPLAY", "").split(":")) or None,
 }
 
@@ -31,19 +34,23 @@ def meta(count: int, wanted: int) -> dict:
 
 async def generate(request: web.Request) -> web.StreamResponse:
     body = await request.json()
-    prompt, wanted = body["input_ids"], body["sampling_params"]["max_new_tokens"]
+    ids, parameters = body["input_ids"], body["sampling_params"]
+    batch = isinstance(ids[0], list)
+    one = parameters[0] if isinstance(parameters, list) else parameters
+    prompts, wanted = ids if batch else [ids], one["max_new_tokens"]
     if not body.get("stream"):
-        return web.json_response(
-            [{"output_ids": list(range(wanted)), "meta_info": meta(wanted, wanted)} for _ in prompt]
-        )
+        answer = {"output_ids": list(range(wanted)), "meta_info": meta(wanted, wanted)}
+        return web.json_response([answer] * len(prompts))
     response = web.StreamResponse()
     await response.prepare(request)
     for at in range(1, wanted + CHUNK, CHUNK):
         count = min(at, wanted)
         event = {"output_ids": list(range(count)), "meta_info": meta(count, wanted)}
-        await response.write(f"data: {json.dumps(event)}\n\n".encode())
+        for i in range(len(prompts)):
+            place = {"index": i} if batch else {}
+            await response.write(f"data: {json.dumps(event | place)}\n\n".encode())
         await asyncio.sleep(PACE_S)
-        if len(prompt) == DIES_AT:
+        if len(prompts[0]) == DIES_AT:
             print("MemoryError: no room for a stand-in", flush=True)
             os._exit(1)
     await response.write(b"data: [DONE]\n\n")

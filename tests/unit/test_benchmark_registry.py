@@ -55,8 +55,19 @@ def test_wanted_factors():
     }
     for case in registry.CASES.values():
         if case.least_factor == 0.98:  # so close to 1 that noise could pass
-            assert case.repeats >= 7 or case.requests > 1, case.name
+            assert case.repeats >= 7, case.name
+        if case.measure == "serving" and not case.queued:
+            assert case.repeats >= 3, case.name
     assert registry.serving_case("mine:100:1").repeats >= 7
+
+
+def test_answers_are_long():
+    """Catches fixed sets that are over before all of them run, or that exceed the model."""
+    for case in registry.CASES.values():
+        if case.measure == "serving" and case.arrivals is None and not case.queued:
+            assert case.tokens >= 480, case.name
+        if case.model == registry.SMOL:
+            assert case.context + case.tokens < 8192, case.name
 
 
 @pytest.mark.parametrize("name", registry.CASES)

@@ -99,7 +99,8 @@ def test_every_section_is_shown():
 
 
 def test_rows(tmp_path, monkeypatch):
-    """Catches a ratio without its spread, or without a flag that explains it; a missing folder."""
+    """Catches a ratio without its spread, or without a flag that explains it; a metric that is left
+    out; a missing folder."""
     monkeypatch.setattr(generate, "ROOT", tmp_path)
     assert generate.speed().startswith("No row") and generate.exactness().startswith("No row")
     results = tmp_path / "benchmarks" / "results"
@@ -120,10 +121,16 @@ def test_rows(tmp_path, monkeypatch):
     }
     (results / "a.jsonl").write_text(json.dumps(row) + "\n")
     last = generate.speed().splitlines()[-1]
-    assert last.startswith("| c | m | g | 200 | 50 | 0.25 | 3.5 | 2 repetitions (40-60) |")
+    assert last.startswith(
+        "| c | decode rate | m | g | 200 | 50 | 0.25 | 3.5 | 2 repetitions (40-60) |"
+    )
     assert row["flags"] in last and "abc, 2026-01-01" in last
     (results / "a.jsonl").write_text(json.dumps(row | {"simulated_acceptance": "of 8B"}) + "\n")
     assert "| c (simulated acceptance: of 8B) |" in generate.speed()
+    both = [row | {"metric": metric} for metric in ("closed_loop_rate", "fixed_set_rate")]
+    (results / "a.jsonl").write_text("".join(json.dumps(one) + "\n" for one in both))
+    fixed, loop = generate.speed().splitlines()[-2:]
+    assert fixed.startswith("| c | fixed set rate") and loop.startswith("| c | closed loop rate")
 
 
 def test_rescored_rows(tmp_path, monkeypatch):

@@ -27,7 +27,8 @@ COUNTERS = {"rounds": 3, "accepted": 6}
 
 
 class FakeServer:
-    """Streams ``prompt[0] + n`` as n-th token, ``chunk`` tokens at a time."""
+    """Streams ``prompt[0] + n`` as n-th token, ``chunk`` tokens at a time; of a batch the last
+    prompt first."""
 
     def __init__(self, chunk: int = 5, incremental: bool = False, missing: int = 0) -> None:
         self.chunk, self.incremental, self.missing = chunk, incremental, missing
@@ -45,23 +46,26 @@ class FakeServer:
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.bodies.append(body)
-        wanted = body["sampling_params"]["max_new_tokens"]
-        tokens = [body["input_ids"][0] + n for n in range(wanted - self.missing)]
+        ids, parameters = body["input_ids"], body["sampling_params"]
+        batch = isinstance(ids[0], list)
+        prompts, parameters = (ids, parameters) if batch else ([ids], [parameters])
+        wanted = parameters[0]["max_new_tokens"] - self.missing
         response = web.StreamResponse()
         await response.prepare(request)
-        for at in range(0, len(tokens), self.chunk):
-            end = min(at + self.chunk, len(tokens))
-            meta = {"completion_tokens": end}
-            if end == len(tokens):
-                meta["vericache"] = COUNTERS
-            event = {
-                "output_ids": tokens[at if self.incremental else 0 : end],
-                "meta_info": meta,
-            }
-            await response.write(f"data: {json.dumps(event)}\n\n".encode())
+        for at in range(0, wanted, self.chunk):
+            end = min(at + self.chunk, wanted)
+            for i, prompt in reversed(list(enumerate(prompts))):
+                event = self.event(prompt, at if self.incremental else 0, end, end == wanted)
+                event |= {"index": i} if batch else {}
+                await response.write(f"data: {json.dumps(event)}\n\n".encode())
             await asyncio.sleep(0.001)
         await response.write(b"data: [DONE]\n\n")
         return response
+
+    @staticmethod
+    def event(prompt: list[int], begin: int, end: int, last: bool) -> dict:
+        meta = {"completion_tokens": end, **({"vericache": COUNTERS} if last else {})}
+        return {"output_ids": [prompt[0] + n for n in range(begin, end)], "meta_info": meta}
 
     @contextmanager
     def running(self) -> Iterator[str]:
@@ -97,7 +101,8 @@ class FakeServer:
 
 @pytest.mark.parametrize("incremental", [False, True])
 def test_fixed_set(incremental):
-    """Catches outputs that are put together wrongly, and answers in another order."""
+    """Catches outputs that are put together wrongly, answers in another order, and requests that
+    begin one after the other."""
     server = FakeServer(incremental=incremental)
     prompts = [[1000 * i, 1, 2] for i in range(WATCHED + 2)]
     with server.running() as url:
@@ -107,16 +112,28 @@ def test_fixed_set(incremental):
         assert [count for _, count in answer.events] == [5, 10, 15, 20, 23]
         assert answer.counters == COUNTERS and answer.complete
         assert answer.stream.ended > answer.started
-    intervals = [b["sampling_params"]["stream_interval"] for b in server.bodies]
-    assert sorted(intervals) == [1] * WATCHED + [INTERVAL] * 2
+    (body,) = server.bodies
+    intervals = [parameters["stream_interval"] for parameters in body["sampling_params"]]
+    assert intervals == [1] * WATCHED + [INTERVAL] * 2
     assert [a.watched for a in answers] == [True] * WATCHED + [False] * 2
-    assert all(b["sampling_params"]["ignore_eos"] for b in server.bodies)
+    assert all(parameters["ignore_eos"] for parameters in body["sampling_params"])
 
 
-def test_short_answers_are_refused():
+def test_a_lone_request():
+    """Catches a batch of one, which is not what users send."""
+    server = FakeServer()
+    with server.running() as url:
+        (answer,) = StreamingClient(url).fixed_set([[7, 1]], 23)
+    assert answer.output == [7 + n for n in range(23)] and answer.watched
+    assert server.bodies[0]["input_ids"] == [7, 1]
+    assert server.bodies[0]["sampling_params"]["stream_interval"] == 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_short_answers_are_refused(count):
     """Catches a rate over fewer tokens than were asked for."""
     with FakeServer(missing=1).running() as url, pytest.raises(AnswerError, match="22 tokens"):
-        StreamingClient(url).fixed_set([[1]], 23)
+        StreamingClient(url).fixed_set([[1]] * count, 23)
 
 
 @pytest.fixture

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.serving.figures import (
+    LEAST_STEADY_TOKENS,
     Divergence,
     Stream,
+    begun_within_s,
     first_difference,
     percentiles,
     rate_after_first,
-    steady_rate,
+    steady_stretch,
     whole_rate,
     window_rates,
 )
@@ -25,28 +27,47 @@ def even(start: float, rate: float, tokens: int, chunk: int = 1) -> Stream:
 def test_steady_rate_leaves_the_ragged_end_out():
     """Catches a rate that falls because some requests are done earlier than others."""
     streams = [even(0.0, 100.0, 200), even(0.0, 50.0, 200)]
-    assert steady_rate(streams, warm_tokens=32) == pytest.approx(150.0)
+    found = steady_stretch(streams, warm_tokens=32)
+    # From the slower one's 32nd token to the end of the faster one.
+    assert (found.rate, found.seconds) == pytest.approx((150.0, 2.0 - 32 / 50))
     assert whole_rate(streams) == pytest.approx(400 / 4.0)
 
 
 def test_late_beginnings_are_left_out():
     """Catches a stretch that begins before everybody runs."""
     streams = [even(0.0, 100.0, 1000), even(5.0, 100.0, 1000)]
-    assert steady_rate(streams, warm_tokens=10) == pytest.approx(200.0)
+    assert steady_stretch(streams, warm_tokens=10).rate == pytest.approx(200.0)
+    assert begun_within_s(streams) == pytest.approx(5.0)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 16])
 def test_chunks_do_not_matter(chunk):
     """Catches a count of whole chunks at the edges of the stretch."""
     streams = [even(0.0, 100.0, 256, chunk), even(0.1, 90.0, 256)]
-    assert steady_rate(streams) == pytest.approx(190.0, rel=0.02)
+    assert steady_stretch(streams).rate == pytest.approx(190.0, rel=0.02)
 
 
 def test_no_steady_stretch():
     """Catches a rate of requests that did not run at once, and a case that is lost over it."""
     apart = [even(0.0, 100.0, 100), even(2.0, 100.0, 100)]
-    assert steady_rate(apart, warm_tokens=10) is None and whole_rate(apart) > 0
-    assert steady_rate([even(0.0, 100.0, 20)], warm_tokens=32) is None
+    assert steady_stretch(apart, warm_tokens=10) is None and whole_rate(apart) > 0
+    assert steady_stretch([even(0.0, 100.0, 20)], warm_tokens=32) is None
+
+
+def test_a_stretch_is_long_enough():
+    """Catches the rate of a few chunks, and one over a small part of the answers."""
+    long_enough = 32 + LEAST_STEADY_TOKENS
+    for rate, tokens, holds in (
+        (200.0, long_enough + 1, True),  # of 0.33 s
+        (200.0, long_enough - 2, False),
+        (400.0, 32 + 101, True),  # of 0.2525 s
+        (400.0, 32 + 99, False),
+    ):
+        found = steady_stretch([even(0.0, rate, tokens), even(0.0, rate, tokens)])
+        assert (found is not None) == holds, (rate, tokens)
+        assert found is None or found.rate == pytest.approx(2 * rate)
+    # One that drafts badly has fewer tokens in it than the average.
+    assert steady_stretch([even(0.0, 400.0, 200), even(0.0, 150.0, 200)]) is not None
 
 
 def test_windows():

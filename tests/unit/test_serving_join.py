@@ -112,34 +112,79 @@ def closed(rates, **more) -> dict:
     return {"closed": loop | more}
 
 
-def test_the_closed_loop_counts(tmp_path):
-    """Catches a fixed set in place of the loop, on one side or on both."""
+def test_the_closed_loop_has_its_own_row(tmp_path):
+    """Catches arrivals in a decode rate, and figures of the loop that pass for the fixed set's."""
     plain = figures([100], PLAIN, besides=closed([50.0, 60.0, 70.0, 80.0], running=2.0))
     write(tmp_path, 0, "plain", {"c": plain})
-    ours = figures([None, 210], OURS, besides=closed([130.0, 90.0, 110.0, 130.0]))
+    ours = figures([210, 230], OURS, besides=closed([130.0, 90.0, 110.0, 130.0]), per_round=4.0)
     write(tmp_path, 1, "ours", {"c": ours})
-    row = rows(tmp_path)["c", "decode_rate"]
+    found = rows(tmp_path)
+    row = found["c", "decode_rate"]
+    assert (row.value, row.baseline, row.tokens_per_round) == (220, 100, 4.0)
+    assert "closed loop" not in row.note
+    row = found["c", "closed_loop_rate"]
     assert (row.value, row.baseline, row.tokens_per_round) == (120, 65, 9.0)
     for part in (
         "closed loop: 2 clients",
         "8 s are counted from 1 s after all have begun",
         "4 windows (90.00-130.00), baseline 4 windows (50.00-80.00)",
         "on average 1.9 requests (baseline 2.0); 40 complete",
-        "with the flag no stretch in which all of it run",
         "first token p50/p99 300.0/400.0 ms",
+        "baseline outputs repeat at most",
     ):
         assert part in row.note, part
-    # A start that only rescored adds nothing, and takes nothing away.
+    assert "first run" not in row.note and "all of it run" not in row.note
+    # A start without a loop adds nothing to that row, nor does a baseline that has none.
     write(tmp_path, 2, "plain", {"c": figures([900], PLAIN)})
-    row = rows(tmp_path)["c", "decode_rate"]
+    write(tmp_path, 3, "plain1", {"c": figures([700], PLAIN)}, flags="--attention-backend fa3")
+    found = rows(tmp_path)
+    row = found["c", "closed_loop_rate"]
     assert (row.value, row.baseline) == (120, 65) and "on average 1.9" in row.note
-    # Without a loop on both sides the fixed set stands, as a whole where not all of it ever ran.
+    assert found["c", "decode_rate"].baseline == 700
+    # Without one on both sides there is no such row.
     write(tmp_path, 0, "plain", {"c": figures([100], PLAIN)})
-    write(tmp_path, 2, "plain", {"c": figures([100], PLAIN)})
-    row = rows(tmp_path)["c", "decode_rate"]
-    assert ("c", "fixed_set_rate") not in rows(tmp_path)
+    assert ("c", "closed_loop_rate") not in rows(tmp_path)
+
+
+def test_not_all_of_a_set_ever_run(tmp_path):
+    """Catches the stretch of one side beside the whole of the other, or a median of some runs."""
+    write(tmp_path, 0, "plain", {"c": figures([100], PLAIN)})
+    write(tmp_path, 1, "ours", {"c": figures([None, 210], OURS)})
+    found = rows(tmp_path)
+    assert ("c", "fixed_set_rate") not in found
+    row = found["c", "decode_rate"]
     assert "prefixes cached; fixed set, from sending to the last token; 2 runs" in row.note
+    assert "with the flag no stretch of 0.25 s and 64 tokens in which all of it run" in row.note
     assert (row.value, row.baseline) == (statistics.median([100.0, 189.0]), 90)
+
+
+def test_how_a_fixed_set_began(tmp_path):
+    """Catches a row that does not say how far its requests began together, and one of older
+    figures that says more than was measured."""
+
+    def together(rates, outputs, begun, steady):
+        made = figures(rates, outputs, besides={"sent": "in one request"})
+        for run in made["runs"]:
+            run |= {"begun_within_s": begun, "steady_s": steady}
+        return made
+
+    write(tmp_path, 0, "plain", {"c": together([100], PLAIN, 0.02, 9.0), "d": figures([1], PLAIN)})
+    write(tmp_path, 1, "ours", {"c": together([300], OURS, 0.03, 3.0), "d": figures([1], OURS)})
+    found = rows(tmp_path)
+    for metric in ("decode_rate", "fixed_set_rate"):
+        note = found["c", metric].note
+        for part in (
+            "fixed set, sent in one request so that all begin together, ",
+            "all began within 30 ms (baseline 20)",
+            "all of it run for 3.00 s (baseline 9.00)",
+            "first token, from sending all of it, p50/p99 100.0/200.0 ms",
+        ):
+            assert part in note, (metric, part)
+    assert "from sending to the last token; 1 runs" in found["c", "fixed_set_rate"].note
+    assert "while all of it run 300 to 100 tokens/s" in found["c", "fixed_set_rate"].note
+    older = found["d", "decode_rate"].note
+    for part in ("begin together", "began", "from sending all"):
+        assert part not in older, part
 
 
 def test_a_lone_request(tmp_path):

@@ -108,12 +108,13 @@ def test_random_prompts_share_what_the_case_says():
 
 
 def test_a_larger_case_serves_a_smaller_one():
-    """Catches prompts that are chosen twice, and a choice on answers of another length."""
+    """Catches prompts that are chosen twice, and answers whose end nobody has looked at."""
     source = Source(100)
     chosen = select(source, CASE, Server(lambda n: n % 3 == 1), seconds=60)
     smaller = replace(CASE, requests=2)
     assert chosen.serves(smaller) and not chosen.serves(replace(CASE, requests=5))
-    assert not chosen.serves(replace(smaller, tokens=512))
+    assert chosen.serves(replace(smaller, tokens=CASE.tokens // 2))
+    assert not chosen.serves(replace(smaller, tokens=CASE.tokens + 1))
     assert not chosen.serves(replace(smaller, context=81))
     first = chosen.first(source, smaller)
     assert first.prompts(source, smaller) == chosen.prompts(source, CASE)[:2]
@@ -126,7 +127,7 @@ def test_a_choice_of_another_size_is_none_of_this_case():
     chosen = select(Source(100), CASE, Server(lambda n: True), seconds=60)
     assert choice_for(CASE, {CASE.name: chosen}) is chosen
     assert choice_for(replace(CASE, requests=2), {CASE.name: chosen}) is chosen
-    for other in (replace(CASE, requests=5), replace(CASE, context=81), replace(CASE, tokens=9)):
+    for other in (replace(CASE, requests=5), replace(CASE, context=81), replace(CASE, tokens=999)):
         assert choice_for(other, {CASE.name: chosen}) is None
 
 

@@ -48,6 +48,10 @@ class Server:
     def stop(self):
         self.alive = False
 
+    def pace(self):
+        assert self.plugin
+        return {"rounds_in_parts": 3}
+
     def last_words(self):
         return f"MemoryError: none; see {self.log}"
 
@@ -79,6 +83,8 @@ def test_what_is_saved(tmp_path):
     assert plain["gpu"] == "H100" and plain["commit"] == "abcdef1" and plain["start_s"] == 1.5
     assert plain["cases"]["one"]["outputs"] == [[1]]
     assert ours["flags"] == "--common --enable-vericache"
+    assert ours["cases"]["one"]["pace"] == {"rounds_in_parts": 3}
+    assert "pace" not in plain["cases"]["one"]
 
 
 def test_only_ours_is_replayed_and_says_so(tmp_path):
