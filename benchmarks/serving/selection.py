@@ -20,6 +20,9 @@ from benchmarks.serving.prompts import Prompts, digest, repetition
 
 MOST_REPETITION = 0.3
 MOST_SHARED_TOKENS = 64
+# Of each answer at most so many tokens are looked at, for choosing takes seconds of a lease; rows
+# count what all of the timed answers repeat.
+LOOKED_AT = 256
 # Answers that are asked for at once: enough to see how each kind of prompt does, and few enough for
 # a search to end soon after it has found its prompts.
 LEAST_WAVE, WAVE = 16, 256
@@ -52,8 +55,8 @@ class Selection:
 
     def serves(self, case: Case) -> bool:
         """Whether its first prompts are a choice for that case as well. Loops last to the end of an
-        answer, so one without any has none before; what follows its end nobody has seen."""
-        looked_at = self.context == case.context and self.tokens >= case.tokens
+        answer, so one without any has none before."""
+        looked_at = self.context == case.context and self.tokens >= looked_at_of(case)
         return looked_at and len(self.numbers) >= case.requests
 
     def first(self, source: Prompts, case: Case) -> Selection:
@@ -113,6 +116,11 @@ def write_selections(path: Path, choices: Mapping[str, Selection]) -> None:
     path.write_text(json.dumps(known), encoding="utf-8")
 
 
+def looked_at_of(case: Case) -> int:
+    """Tokens of each answer that a choice looks at."""
+    return min(case.tokens, LOOKED_AT)
+
+
 def wave_size(case: Case) -> int:
     """Prompts of the case that are answered at a time; the first wave is as many numbers."""
     return min(max(2 * case.requests, LEAST_WAVE), WAVE)
@@ -143,7 +151,7 @@ def select(
         wave = list(_wave(source, case, numbers, kinds, beginnings))
         if not wave:
             break
-        answers = generate([prompt for _, prompt in wave], case.tokens)
+        answers = generate([prompt for _, prompt in wave], looked_at_of(case))
         found += [(repetition(a), n) for a, (n, _) in zip(answers, wave, strict=True)]
         kinds = _best_kinds(found, source.kind)
     if len(found) < case.requests:
@@ -155,7 +163,7 @@ def select(
     rest = [n for share, n in sorted(found) if share > MOST_REPETITION]
     chosen = tuple((good + rest)[: case.requests])
     made = digest(source.make(case.context, chosen))
-    return Selection(case.context, case.tokens, chosen, made, len(found), model)
+    return Selection(case.context, looked_at_of(case), chosen, made, len(found), model)
 
 
 def _wave(
