@@ -11,7 +11,7 @@ import torch
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.tp_worker import TpModelWorker
 from sglang.srt.managers.utils import GenerationBatchResult
-from sglang.srt.runtime_context import get_observability
+from sglang.srt.runtime_context import get_observability, get_server_args
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 
 from sglang_vericache.compressors.registry import create_scorer
@@ -25,6 +25,7 @@ from sglang_vericache.draft.step import DraftStep
 from sglang_vericache.draft_input import PendingTokens
 from sglang_vericache.emission import Emission
 from sglang_vericache.flags import config_of
+from sglang_vericache.host_tier import tier_of
 from sglang_vericache.kernels.commit_rows import commit_rows
 from sglang_vericache.kernels.layer_buffers import LayerBuffers
 from sglang_vericache.metrics import DraftCounters, RowBytes
@@ -88,7 +89,8 @@ class VeriCacheWorker(BaseSpecWorker):
     ) -> None:
         super().alloc_memory_pool(memory_pool_config, req_to_token_pool, token_to_kv_pool_allocator)
         main = token_to_kv_pool_allocator.get_kvcache()
-        self.pool = create_pool(self.config, main, req_to_token_pool.size)
+        tier = tier_of(get_server_args(), self.config, self.model_runner.model)
+        self.pool = create_pool(self.config, main, req_to_token_pool.size, tier)
         self.rows = create_rows(self.config, req_to_token_pool.req_to_token)
         self.row_bytes = RowBytes(self.pool.storage.row_bytes, main_row_bytes(main))
         self.pace = create_pace(self.config, torch.device(self.pool.device).type == "cuda")
