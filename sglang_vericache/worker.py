@@ -37,11 +37,12 @@ from sglang_vericache.plugin import applied_hooks
 from sglang_vericache.pool.sizing import create_pool, create_rows, main_row_bytes
 from sglang_vericache.request_options import options_of
 from sglang_vericache.rounds.accounting import StepAccount
+from sglang_vericache.rounds.draft_room import DraftRoom
 from sglang_vericache.rounds.pace import Choice, create_pace, horizons_up_to
 from sglang_vericache.rounds.policy import Candidate, RoundPlan, plan_step
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.requests import RunningRequests
-from sglang_vericache.rounds.rotation import create_rotation
+from sglang_vericache.rounds.rotation_setup import create_rotation
 from sglang_vericache.rounds.view_keeper import ViewKeeper
 from sglang_vericache.support import END_OF_OUTPUT, draft_obstacle, validate_layers
 from sglang_vericache.tree.view_builder import FullKV, ViewBuilder
@@ -159,6 +160,9 @@ class VeriCacheWorker(BaseSpecWorker):
             self.config, self.views, self.tree_cache, self.capture, self.pace, self.phases
         )
         self.tree_cache.listener = self.requests
+        room = DraftRoom(
+            self.views, self.requests, self.tree_cache.path_of, self.requests.budget_of
+        )
         self.rotation = create_rotation(
             self.config,
             self.tree_cache,
@@ -167,6 +171,7 @@ class VeriCacheWorker(BaseSpecWorker):
             Recompute(
                 self.target_worker, batch.tree_cache, batch.spec_algorithm, self.prefill_piece
             ),
+            room,
         )
         logger.info("vericache active: %s", self.status())
 

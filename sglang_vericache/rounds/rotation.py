@@ -12,10 +12,6 @@ from typing import Any
 
 import torch
 
-from sglang_vericache.config import AUTO, OFF, VeriCacheConfig
-from sglang_vericache.loader.checksums import Checksums
-from sglang_vericache.loader.client import LoaderClient
-from sglang_vericache.loader.copy import PlainCopier, StreamCopier
 from sglang_vericache.loader.planner import (
     STAGED_PATHS,
     Costs,
@@ -26,10 +22,10 @@ from sglang_vericache.loader.planner import (
     plan_moves,
 )
 from sglang_vericache.metrics import OffloadNumbers
+from sglang_vericache.rounds.draft_room import DraftRoom
 from sglang_vericache.rounds.policy import RoundPlan
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.step_watch import StepWatch
-from sglang_vericache.tree.integrity import Integrity, Recompute
 from sglang_vericache.tree.residency import Residency, Seat
 
 logger = logging.getLogger(__name__)
@@ -41,8 +37,6 @@ MOST_IDLE = 4
 INCOMPLETE_STEPS = 8
 # A step in which nobody can do anything waits this long for the next arrival.
 IDLE_WAIT_S = 0.005
-# Bytes/s of the link until the first fetch has told: PCIe 4 with 16 lanes.
-ASSUMED_LINK_RATE = 20e9
 
 
 @dataclass
@@ -65,6 +59,7 @@ class Rotation:
         verify_width: main slots that a request may take in a step.
         push_tokens: of what a rotating request has generated, to be given to the tree at a time.
         watch: measures whether rotation pays; None rotates whenever memory is short.
+        room: of the draft pool; None when that never runs out.
     """
 
     def __init__(
@@ -74,10 +69,11 @@ class Rotation:
         verify_width: int,
         push_tokens: int,
         watch: StepWatch | None = None,
+        room: DraftRoom | None = None,
     ) -> None:
         self.residency, self.allocator = residency, allocator
         self.verify_width, self.push_tokens = verify_width, push_tokens
-        self.watch = watch
+        self.watch, self.room = watch, room
         self.counters = RotationCounters()
         self._step = 0
         self._wanted = 0
@@ -95,6 +91,8 @@ class Rotation:
         chunked = batch.chunked_req
         rest = 0 if chunked is None else len(chunked.full_untruncated_fill_ids) - chunked.extend_end
         self._prefill_rest = max(rest, 0)
+        if self.room is not None:
+            self.room.prefill(batch.reqs)
         self.residency.changes += 1
         nodes = [self.residency.cache.node_read_by(req) for req in batch.reqs]
         self.residency.wait_for_prefill([node for node in nodes if node is not None])
@@ -111,6 +109,8 @@ class Rotation:
             committed: tokens of each request whose KV is computed.
         """
         self._step += 1
+        if self.room is not None:
+            self.room.step(self._prefill_rest > 0)
         live = [
             (r, s, n)
             for r, s, n in zip(reqs, states, committed, strict=True)
@@ -241,6 +241,8 @@ class Rotation:
         if self.residency.ledger_stream is None and self.residency.rows.is_cuda:
             self.residency.ledger_stream = torch.cuda.current_stream()
         self.residency.settle_arrived()
+        if self.room is not None:
+            self.room.begin_pass()
 
     def may_admit(self, req: Any, remaining: int, growth: int) -> bool:
         """Whether one more request keeps everybody able to be attached.
@@ -250,17 +252,40 @@ class Rotation:
                 requests will still take subtracted.
             growth: tokens that the request will take beside its prompt.
         """
+        admitted = self._may_admit(req, remaining, growth)
+        if admitted and self.room is not None:
+            self.room.admit(req)
+        return admitted
+
+    def _may_admit(self, req: Any, remaining: int, growth: int) -> bool:
         seats = self.residency.seats()
         if not seats:
             return True
         if self._idle >= MOST_IDLE:
             return False
-        if not self._pays and any(seat.place is not Place.ATTACHED for seat in seats):
+        away = any(seat.place is not Place.ATTACHED for seat in seats)
+        if not self._pays and away:
             return False  # the tails have pushed somebody out: room is not for newcomers
+        prompt = len(req.full_untruncated_fill_ids)
+        if (
+            self.room is not None
+            and not self.room.holds(req)
+            and (away or prompt - self._locked(req, seats) + growth > remaining)
+        ):
+            # Without a view it could never be detached, and the others would share what is left.
+            return False
         held = self._held(seats)
         slack = 2 * self.verify_width * (len(seats) + 1)
-        paths = [len(req.full_untruncated_fill_ids), *(s.req.kv.cache_protected_len for s in seats)]
+        paths = [prompt, *(s.req.kv.cache_protected_len for s in seats)]
         return is_sound(paths, remaining + held - growth - slack)
+
+    def _locked(self, req: Any, seats: Sequence[Seat]) -> int:
+        """Tokens of a waiting request's prompt that others keep on the device."""
+        if req.session is not None or req.last_node is None:
+            return 0
+        kept = {part.node_id for seat in seats for part in seat.path}
+        (infos,) = self.residency.cache.tree_core.collect_path_info([req.last_node])
+        return sum(i.path_end - i.path_start for i in infos if i.node_id in kept)
 
     def was_refused(self, shortage: int) -> None:
         """The next request of the queue lacks so many tokens: they are freed if they can be."""
@@ -312,50 +337,3 @@ class Rotation:
             corrupt_tokens=copies.corrupt_tokens,
             recomputed_tokens=0 if integrity is None else integrity.recomputed,
         )
-
-
-class NoRotation:
-    """Everything stays attached."""
-
-    def before_extend(self, batch: Any) -> None:
-        pass
-
-    def step(
-        self, reqs: Sequence[Any], states: Sequence[RequestState], committed: Sequence[int]
-    ) -> None:
-        pass
-
-    def check(self, reqs: Sequence[Any], states: Sequence[RequestState], plan: RoundPlan) -> None:
-        pass
-
-    def numbers(self) -> OffloadNumbers:
-        return OffloadNumbers()
-
-
-def create_rotation(
-    config: VeriCacheConfig, cache: Any, rows: torch.Tensor, allocator: Any, recompute: Recompute
-) -> Rotation | NoRotation:
-    """As ``--vericache-offload`` says, if the host tier could be had."""
-    if config.offload == OFF or cache.disable or cache.cache_controller is None:
-        return NoRotation()
-    host = cache.cache_controller.mem_pool_host.anchor_entry.host_pool
-    host_layers = [*host.k_data_refs, *host.v_data_refs]
-    device_layers = [*host.device_k_buffers, *host.device_v_buffers]
-    kind = StreamCopier if rows.device.type == "cuda" else PlainCopier
-    checksums = integrity = None
-    if config.offload_checksums:
-        checksums = Checksums(host_layers, device_layers)
-        integrity = Integrity(checksums, recompute)
-    loader = LoaderClient(
-        kind(host_layers, device_layers, checksums=checksums),
-        kind(host_layers, device_layers, checksums=checksums),
-        config.loader_watch,
-    )
-    residency = Residency(cache, rows, loader, integrity)
-    watch = None
-    if config.offload == AUTO:
-        token_bytes = sum(layer[0].nbytes for layer in device_layers)
-        watch = StepWatch(ASSUMED_LINK_RATE / token_bytes)
-    rotation = Rotation(residency, allocator, config.verify_width, config.fold_tail_tokens, watch)
-    cache.rotation = rotation
-    return rotation
