@@ -219,7 +219,7 @@ class VeriCacheWorker(BaseSpecWorker):
         )
         self.rotation.step(batch.reqs, states, committed)
         plan = self._plan(batch, states, reasons, committed, choice)
-        self.rotation.check(batch.reqs, states, plan)
+        self.rotation.check(batch.reqs, states, committed, plan)
         plain_steps = self._plain_steps(plan, states, committed, choice)
         self.pace.planned(plain_steps if plan.only_plain else 0, plan.ends_round)
         account = StepAccount(states, committed, reasons, plan, plain_steps)

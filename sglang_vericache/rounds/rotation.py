@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from sglang_vericache.loader.planner import (
-    STAGED_PATHS,
     Costs,
     Memory,
     Place,
     Runner,
+    how_many_fit,
     is_sound,
+    keeps_paths_together,
     plan_moves,
 )
 from sglang_vericache.metrics import OffloadNumbers
@@ -144,12 +145,15 @@ class Rotation:
             self._runner(seat, state, length)
             for seat, (_, state, length) in zip(seats, live, strict=True)
         ]
-        costs = self._costs(runners)
+        memory = Memory(self.free, reserve)
+        costs = self._costs(runners, memory)
         self._pays = costs is None or costs.pays
-        memory = Memory(self.free, reserve, self._wanted if self._pays else 0)
+        memory = replace(memory, wanted=self._wanted if self._pays else 0)
+        # More requests come where the next one has asked for room.
+        running = None if memory.wanted else len(runners)
+        staged = None if costs is None else costs.staged(running)
         self._wanted = 0
         alive = self.residency.loader.alive
-        staged = STAGED_PATHS if costs is None else costs.staged
         moves = plan_moves(runners, memory, alive, staged)
         by_rid = {seat.req.rid: seat for seat in seats}
         all_went = True
@@ -169,7 +173,13 @@ class Rotation:
         self.counters.attached += len(self.residency.arrive(self._step))
         return moves.rotating
 
-    def check(self, reqs: Sequence[Any], states: Sequence[RequestState], plan: RoundPlan) -> None:
+    def check(
+        self,
+        reqs: Sequence[Any],
+        states: Sequence[RequestState],
+        committed: Sequence[int],
+        plan: RoundPlan,
+    ) -> None:
         """Assert that all that is about to be read is there; a step without work waits for the
         next arrival."""
         for i in (*plan.plain, *(i for i, _ in plan.verify)):
@@ -181,13 +191,27 @@ class Rotation:
             self.residency.await_verify(reqs[i], self._step)
         self._idle = len(idle)
         if self.watch is not None:
-            verified = {i for i, _ in plan.verify}
-            steady = [i for i, s in enumerate(states) if s.full and not s.rotates]
-            forwards = max((count for _, count in plan.draft), default=0)
-            forwards += bool(plan.verify) + bool(plan.plain)
-            self.watch.step([reqs[i].rid for i in steady if i in verified], forwards)
+            self._tell(self.watch, reqs, states, committed, plan)
         if not plan.plain and not plan.draft and not plan.verify:
             self.counters.attached += len(self.residency.arrive(self._step, IDLE_WAIT_S))
+
+    @staticmethod
+    def _tell(
+        watch: StepWatch,
+        reqs: Sequence[Any],
+        states: Sequence[RequestState],
+        committed: Sequence[int],
+        plan: RoundPlan,
+    ) -> None:
+        steady = {i for i, s in enumerate(states) if s.full and not s.rotates}
+        # Who is decoded plainly beside others that draft says nothing of these.
+        drafting = any(i in steady for i, _ in (*plan.draft, *plan.verify))
+        turns = [i for i, _ in plan.verify] if drafting else plan.plain
+        whole = [reqs[i].rid for i, drafted in plan.verify if drafted >= states[i].horizon]
+        forwards = max((count for _, count in plan.draft), default=0)
+        forwards += bool(plan.verify) + bool(plan.plain)
+        lengths = {req.rid: n for req, n in zip(reqs, committed, strict=True)}
+        watch.step(lengths, [reqs[i].rid for i in turns if i in steady], whole, forwards)
 
     def _runner(self, seat: Seat, state: RequestState, committed: int) -> Runner:
         bound = state.view is None
@@ -218,7 +242,7 @@ class Rotation:
         attached = seat.place is Place.ATTACHED
         return state.rotates and attached and private >= self.push_tokens
 
-    def _costs(self, runners: Sequence[Runner]) -> Costs | None:
+    def _costs(self, runners: Sequence[Runner], memory: Memory) -> Costs | None:
         """What is known of rotation, if anybody asks."""
         watch = self.watch
         if watch is None or watch.round_s is None or not runners:
@@ -226,8 +250,15 @@ class Rotation:
         copies = self.residency.loader.counters
         rate = copies.tokens / copies.seconds if copies.seconds > 0 else watch.link_rate
         longest = max(max(runner.tokens for runner in runners), 1)
-        fits = max(1, self._held(self.residency.seats()) // longest)
-        return Costs(fits, watch.round_s, watch.step_s, watch.forward_s, longest / rate)
+        return Costs(
+            how_many_fit(runners, memory),
+            watch.round_s,
+            watch.step_s,
+            watch.forward_s,
+            longest / rate,
+            watch.round_tokens or 1.0,
+            watch.whole_tokens,
+        )
 
     @property
     def free(self) -> int:
@@ -267,17 +298,16 @@ class Rotation:
         if not self._pays and away:
             return False  # the tails have pushed somebody out: room is not for newcomers
         prompt = len(req.full_untruncated_fill_ids)
-        if (
-            self.room is not None
-            and not self.room.holds(req)
-            and (away or prompt - self._locked(req, seats) + growth > remaining)
-        ):
-            # Without a view it could never be detached, and the others would share what is left.
-            return False
-        held = self._held(seats)
         slack = 2 * self.verify_width * (len(seats) + 1)
+        lockable = remaining + self._held(seats) - slack
         paths = [prompt, *(s.req.kv.cache_protected_len for s in seats)]
-        return is_sound(paths, remaining + held - growth - slack)
+        if away or prompt - self._locked(req, seats) + growth > remaining:
+            if self.room is not None and not self.room.holds(req):
+                # Without a view it could never be detached: the others would share the rest.
+                return False
+            if not keeps_paths_together(paths, lockable, growth):
+                return False
+        return is_sound(paths, lockable - growth)
 
     def _locked(self, req: Any, seats: Sequence[Seat]) -> int:
         """Tokens of a waiting request's prompt that others keep on the device."""

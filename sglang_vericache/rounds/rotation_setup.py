@@ -35,7 +35,13 @@ class NoRotation:
     ) -> None:
         pass
 
-    def check(self, reqs: Sequence[Any], states: Sequence[RequestState], plan: RoundPlan) -> None:
+    def check(
+        self,
+        reqs: Sequence[Any],
+        states: Sequence[RequestState],
+        committed: Sequence[int],
+        plan: RoundPlan,
+    ) -> None:
         pass
 
     def numbers(self) -> OffloadNumbers:
@@ -70,7 +76,7 @@ def create_rotation(
     watch = None
     if config.offload == AUTO:
         token_bytes = sum(layer[0].nbytes for layer in device_layers)
-        watch = StepWatch(ASSUMED_LINK_RATE / token_bytes)
+        watch = StepWatch(ASSUMED_LINK_RATE / token_bytes, config.horizon)
     rotation = Rotation(
         residency, allocator, config.verify_width, config.fold_tail_tokens, watch, room
     )

@@ -122,7 +122,13 @@ class Scheduler:
             self.left[req.rid] = output
             req.sampling_params.max_new_tokens = output
             self.states[req.rid] = SimpleNamespace(
-                view=None, drafted=0, full=True, rotates=False, released=False, rid=req.rid
+                view=None,
+                drafted=0,
+                full=True,
+                rotates=False,
+                released=False,
+                rid=req.rid,
+                horizon=WIDTH - 1,
             )
             if self.rng.random() >= self.plain:
                 self.drafting.add(req.rid)
@@ -159,7 +165,7 @@ class Scheduler:
             if s.view is not None and s.drafted < WIDTH - 1
         ]
         plan = RoundPlan(tuple(plain), tuple(draft), tuple(verify))
-        self.rotation.check(reqs, states, plan)
+        self.rotation.check(reqs, states, [len(r.text) - 1 for r in reqs], plan)
         for i, count in draft:
             states[i].drafted += count
         for req, state in zip(reqs, states, strict=True):
@@ -259,17 +265,18 @@ class Foreseen(StepWatch):
     """Steps and rounds of a known length."""
 
     def __init__(self, round_s: float) -> None:
-        super().__init__(link_rate=1e9)
+        super().__init__(1e9, WIDTH - 1)
         self.round_s, self.step_s, self.forward_s = round_s, 0.02, 0.002
+        self.round_tokens = self.whole_tokens = 3.0
 
-    def step(self, verified, forwards) -> None:
+    def step(self, committed, turns, whole, forwards) -> None:
         pass
 
 
 @pytest.mark.parametrize("pays", [True, False])
 def test_rotation_has_to_pay(pays):
     """Catches rotation for the waiting queue where it is slower than letting it wait."""
-    world = World(device=450, host=6_000)
+    world = World(device=550, host=6_000)
     scheduler = Scheduler(world, watch=Foreseen(round_s=2.0 if pays else 0.02))
     scheduler.waiting = [(t, 40) for t in texts(8, 16, 90, 130, 0.0)]
     scheduler.run(20_000)
