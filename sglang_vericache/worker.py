@@ -215,7 +215,8 @@ class VeriCacheWorker(BaseSpecWorker):
         choice = self.pace.begin(committed)
         states = self.requests.of(batch, committed)
         reasons = self.keeper.prepare(
-            batch.reqs, states, committed, choice if self.drafting else None
+            *(batch.reqs, states, committed, choice if self.drafting else None),
+            self.rotation.needs_views,
         )
         self.rotation.step(batch.reqs, states, committed)
         plan = self._plan(batch, states, reasons, committed, choice)

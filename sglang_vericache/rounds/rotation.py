@@ -80,6 +80,7 @@ class Rotation:
         self._wanted = 0
         self._prefill_rest = 0
         self._idle = 0
+        self._short = False
         self._looked_at = -1
         self._pays = True
 
@@ -124,7 +125,8 @@ class Rotation:
         reserve = self.verify_width * len(live) * (2 if self._pays else 1) + self._prefill_rest
         rotating: frozenset[str] = frozenset()
         at_rest = all(seat.place is Place.ATTACHED for seat in seats)
-        if not at_rest or self._wanted or self.free < reserve:
+        self._short = not at_rest or self._wanted > 0 or self.free < reserve
+        if self._short:
             rotating = self._move(seats, live, reserve)
         for seat, (_, state, _) in zip(seats, live, strict=True):
             state.full = seat.place is Place.ATTACHED
@@ -259,6 +261,12 @@ class Rotation:
             watch.round_tokens or 1.0,
             watch.whole_tokens,
         )
+
+    @property
+    def needs_views(self) -> bool:
+        """Whether memory is short and rotation pays, as far as is known: everybody should be able
+        to leave then."""
+        return self._pays and (self._wanted > 0 or self._short)
 
     @property
     def free(self) -> int:

@@ -27,6 +27,8 @@ ASSUMED_LINK_RATE = 20e9
 class NoRotation:
     """Everything stays attached."""
 
+    needs_views = False
+
     def before_extend(self, batch: Any) -> None:
         pass
 
