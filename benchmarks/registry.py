@@ -17,6 +17,8 @@ MEASURES = {
 SMOL = "SmolLM2-135M"
 SHAPE_8B = "shape:8b"
 SHAPE_24B = "shape:24b"
+# What an 80 GB card leaves beside an 8B model.
+POOL_OF_80_GB = 442_000
 # What the cases of model shapes replay in place of real acceptance (benchmarks/replay).
 REPLAY = "run-lengths.json:snapkv+int4had 0.2:greedy"
 
@@ -44,7 +46,8 @@ class Case:
             unmodified server can take; None: all at once, prefixes cached.
         queued: all are released at once and need more KV than the device has; what is timed ends
             with the last token.
-        pool_tokens: of every server's KV pool; None: what the card has.
+        pool_tokens: KV memory of every server, in tokens of full KV, with the draft pool of ours
+            (benchmarks/serving/pools.py); None: what the card has.
         host_gb: of the host tier, in 10^9 bytes.
     """
 
@@ -124,19 +127,22 @@ CASES = {
             arrivals=0.7,
         ),
         _queued(
-            *("24b-16k-pool40k", SHAPE_24B, 16384, 8, 2.0, "two requests fit, eight run", 24),
-            pool_tokens=40_000,
+            *("24b-16k-pool48k", SHAPE_24B, 16384, 8, 2.0, "two requests fit, eight run", 24),
+            pool_tokens=48_000,
         ),
         _queued(
             *("24b-32k-queue16", SHAPE_24B, 32768, 16, 1.4, "five requests fit, sixteen run", 90),
+            pool_tokens=175_000,
         ),
         _queued(
             *("8b-32k-queue24", SHAPE_8B, 32768, 24, 1.9, "twice as many as fit, a small model"),
             host_gb=106,
+            pool_tokens=POOL_OF_80_GB,
         ),
         _queued(
             *("8b-shared-16x4", SHAPE_8B, 33792, 64, 2.0, "sixteen documents, four readers each"),
             host_gb=84,
+            pool_tokens=POOL_OF_80_GB,
             prefixes=16,
             shared_tokens=32768,
         ),
@@ -149,6 +155,7 @@ CASES = {
         _queued(
             *("fits-anyway", SHAPE_8B, 32768, 12, None, "offloading where everything fits"),
             host_gb=54,
+            pool_tokens=POOL_OF_80_GB,
             tokens=256,
         ),
         Case(

@@ -20,10 +20,10 @@ from sglang_vericache.forecast.simulate import (
 
 # The cases that are measured on the card, with what is wanted of them at least.
 MEASURED = {
-    "24b-16k-pool40k": ("mistral-small-24b", Load(8, 16_384, 512), 40_000),
-    "24b-32k-queue16": ("mistral-small-24b", Load(16, 32_768, 512), None),
-    "8b-32k-queue24": ("llama-3.1-8b", Load(24, 32_768, 512), None),
-    "8b-shared-16x4": ("llama-3.1-8b", Load(64, 33_792, 512, 16, 32_768), None),
+    "24b-16k-pool48k": ("mistral-small-24b", Load(8, 16_384, 512), 48_000),
+    "24b-32k-queue16": ("mistral-small-24b", Load(16, 32_768, 512), 175_000),
+    "8b-32k-queue24": ("llama-3.1-8b", Load(24, 32_768, 512), 442_000),
+    "8b-shared-16x4": ("llama-3.1-8b", Load(64, 33_792, 512, 16, 32_768), 442_000),
     "smol-7k7-pool8": ("smollm2-135m", Load(256, 7_700, 256), 32 * 7_700),
 }
 REQUESTS = (10, 100, 1_000, 10_000)

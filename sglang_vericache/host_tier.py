@@ -6,10 +6,12 @@ import logging
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
-from sglang_vericache.config import VeriCacheConfig, VeriCacheConfigError
+from sglang_vericache.config import OFF, VeriCacheConfig, VeriCacheConfigError
 from sglang_vericache.cpu import engine
+from sglang_vericache.pool.sizing import HostTier
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,29 @@ def switch_on(server_args: Any, config: VeriCacheConfig) -> None:
         server_args.hicache_size = wanted / 1e9
     else:
         server_args.hicache_ratio = RATIO
+
+
+def tier_of(server_args: Any, config: VeriCacheConfig, model: Any) -> HostTier | None:
+    """What the draft pool's size depends on, before the host pool is there; None without one.
+
+    Args:
+        model: loaded; what counts is the weights on this device.
+    """
+    if config.offload == OFF or not server_args.enable_hierarchical_cache:
+        return None
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    if config.host_memory_bytes is not None:
+        return HostTier(config.host_memory_bytes, None, weights)
+    return HostTier(foreseen_bytes(), RATIO, weights)
+
+
+@cache
+def foreseen_bytes() -> int:
+    """Of a host pool that is sized from what is free. Asked once, because what is free changes
+    between the time when the draft pool's memory is reserved and when it is allocated."""
+    from sglang.srt.runtime_context import get_memory
+
+    return int(max(free_bytes(), 0) * (get_memory().hicache_host_memory_fraction or 1.0))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.tp_worker import TpModelWorker
 from sglang.srt.managers.utils import GenerationBatchResult
-from sglang.srt.runtime_context import get_observability
+from sglang.srt.runtime_context import get_observability, get_server_args
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 
 from sglang_vericache.compressors.registry import create_scorer
@@ -25,6 +25,7 @@ from sglang_vericache.draft.step import DraftStep
 from sglang_vericache.draft_input import PendingTokens
 from sglang_vericache.emission import Emission
 from sglang_vericache.flags import config_of
+from sglang_vericache.host_tier import tier_of
 from sglang_vericache.kernels.commit_rows import commit_rows
 from sglang_vericache.kernels.layer_buffers import LayerBuffers
 from sglang_vericache.metrics import DraftCounters, RowBytes
@@ -36,11 +37,12 @@ from sglang_vericache.plugin import applied_hooks
 from sglang_vericache.pool.sizing import create_pool, create_rows, main_row_bytes
 from sglang_vericache.request_options import options_of
 from sglang_vericache.rounds.accounting import StepAccount
+from sglang_vericache.rounds.draft_room import DraftRoom
 from sglang_vericache.rounds.pace import Choice, create_pace, horizons_up_to
 from sglang_vericache.rounds.policy import Candidate, RoundPlan, plan_step
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.requests import RunningRequests
-from sglang_vericache.rounds.rotation import create_rotation
+from sglang_vericache.rounds.rotation_setup import create_rotation
 from sglang_vericache.rounds.view_keeper import ViewKeeper
 from sglang_vericache.support import END_OF_OUTPUT, draft_obstacle, validate_layers
 from sglang_vericache.tree.view_builder import FullKV, ViewBuilder
@@ -88,7 +90,8 @@ class VeriCacheWorker(BaseSpecWorker):
     ) -> None:
         super().alloc_memory_pool(memory_pool_config, req_to_token_pool, token_to_kv_pool_allocator)
         main = token_to_kv_pool_allocator.get_kvcache()
-        self.pool = create_pool(self.config, main, req_to_token_pool.size)
+        tier = tier_of(get_server_args(), self.config, self.model_runner.model)
+        self.pool = create_pool(self.config, main, req_to_token_pool.size, tier)
         self.rows = create_rows(self.config, req_to_token_pool.req_to_token)
         self.row_bytes = RowBytes(self.pool.storage.row_bytes, main_row_bytes(main))
         self.pace = create_pace(self.config, torch.device(self.pool.device).type == "cuda")
@@ -157,6 +160,9 @@ class VeriCacheWorker(BaseSpecWorker):
             self.config, self.views, self.tree_cache, self.capture, self.pace, self.phases
         )
         self.tree_cache.listener = self.requests
+        room = DraftRoom(
+            self.views, self.requests, self.tree_cache.path_of, self.requests.budget_of
+        )
         self.rotation = create_rotation(
             self.config,
             self.tree_cache,
@@ -165,6 +171,7 @@ class VeriCacheWorker(BaseSpecWorker):
             Recompute(
                 self.target_worker, batch.tree_cache, batch.spec_algorithm, self.prefill_piece
             ),
+            room,
         )
         logger.info("vericache active: %s", self.status())
 
@@ -208,11 +215,12 @@ class VeriCacheWorker(BaseSpecWorker):
         choice = self.pace.begin(committed)
         states = self.requests.of(batch, committed)
         reasons = self.keeper.prepare(
-            batch.reqs, states, committed, choice if self.drafting else None
+            *(batch.reqs, states, committed, choice if self.drafting else None),
+            self.rotation.needs_views,
         )
         self.rotation.step(batch.reqs, states, committed)
         plan = self._plan(batch, states, reasons, committed, choice)
-        self.rotation.check(batch.reqs, states, plan)
+        self.rotation.check(batch.reqs, states, committed, plan)
         plain_steps = self._plain_steps(plan, states, committed, choice)
         self.pace.planned(plain_steps if plan.only_plain else 0, plan.ends_round)
         account = StepAccount(states, committed, reasons, plan, plain_steps)

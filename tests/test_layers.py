@@ -45,6 +45,8 @@ FREE_OF_SGLANG = (
         "rounds/stagger.py",
         "rounds/step_watch.py",
         "rounds/rotation.py",
+        "rounds/rotation_setup.py",
+        "rounds/draft_room.py",
     ),
     *("verify/accept.py", "verify/token_picker.py"),
 )

@@ -17,6 +17,7 @@ from benchmarks import registry, rows
 from benchmarks.serving.case_prompts import CHOSEN, model_name
 from benchmarks.serving.figures import WARM_TOKENS
 from benchmarks.serving.join import Comparison, summary
+from benchmarks.serving.pools import RowBytes, pools
 from benchmarks.serving.progress import spent_lines
 from benchmarks.serving.queue import host_flags, offload_flags, shared_set_up
 from benchmarks.serving.selection import read_selections, write_selections
@@ -112,16 +113,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.tokens is not None:
             cases = [replace(case, tokens=arguments.tokens) for case in cases]
         queued = shared_set_up(cases)
-        sides, failed = _sides(arguments, queued), 0
+        sides, failed = _sides(arguments, cases, queued), 0
         if sides and not cases:
             raise SideError("say which --case")
         if sides:
             rows.require_commit()
             for number in (signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, _end)
-            pool = queued and queued.pool_tokens
-            more = f" --max-total-tokens {pool}" if pool else ""
-            failed = _measure(arguments, cases, sides, more)
+            failed = _measure(arguments, cases, sides)
         return _join(arguments) or failed
     except registry.UnknownCaseError as unknown:
         made.error(str(unknown))
@@ -139,7 +138,11 @@ def _end(number: int, _: object) -> None:
     sys.exit(128 + number)
 
 
-def _sides(arguments: argparse.Namespace, queued: registry.Case | None) -> list[Side]:
+def _sides(
+    arguments: argparse.Namespace,
+    cases: Sequence[registry.Case],
+    queued: registry.Case | None,
+) -> list[Side]:
     plain, ours, order = [""], [OURS], ORDER
     if queued is not None:
         plain, order = [host_flags(queued)], QUEUE_ORDER
@@ -150,6 +153,10 @@ def _sides(arguments: argparse.Namespace, queued: registry.Case | None) -> list[
     for kind, flags in (("plain", arguments.plain or plain), ("ours", arguments.ours or ours)):
         for i, text in enumerate(flags):
             known[kind + (str(i) if i else "")] = text
+    model = arguments.model
+    if queued is not None and queued.pool_tokens and order:
+        model = model or default_model(cases)
+        known = {name: _with_pools(text, queued, model) for name, text in known.items()}
     sides = []
     for name in filter(None, order.split(",")):
         if name not in known:
@@ -158,17 +165,20 @@ def _sides(arguments: argparse.Namespace, queued: registry.Case | None) -> list[
     return sides
 
 
-def _measure(
-    arguments: argparse.Namespace,
-    cases: Sequence[registry.Case],
-    sides: Sequence[Side],
-    more_flags: str,
-) -> int:
-    """1 when a case failed.
+def _with_pools(flags: str, case: registry.Case, model: str | None) -> str:
+    """The same KV memory for every server, unless the flags say otherwise themselves."""
+    if "--max-total-tokens" in flags:
+        return flags
+    if "--enable-vericache" not in flags or "--vericache-draft-memory" in flags or model is None:
+        return f"{flags} --max-total-tokens {case.pool_tokens}".strip()
+    split = pools(case, RowBytes.of(model), "--vericache-offload" in flags)
+    return f"{flags} {split.flags}"
 
-    Args:
-        more_flags: of every server, that the cases bring.
-    """
+
+def _measure(
+    arguments: argparse.Namespace, cases: Sequence[registry.Case], sides: Sequence[Side]
+) -> int:
+    """1 when a case failed."""
     model = arguments.model or default_model(cases)
     if model is None:
         raise SideError("an ad-hoc case needs --model")
@@ -181,7 +191,7 @@ def _measure(
     options = Options(
         folder=folder,
         model=model,
-        flags=(common_flags(model) if arguments.flags is None else arguments.flags) + more_flags,
+        flags=common_flags(model) if arguments.flags is None else arguments.flags,
         replay=arguments.replay,
         repeats=arguments.repeats,
         closed_seconds=arguments.seconds,

@@ -12,6 +12,7 @@ from benchmarks.registry import CASES
 from benchmarks.rows import Row
 from benchmarks.serving.decode_notes import decode_notes
 from benchmarks.serving.figures import Divergence
+from benchmarks.serving.pools import pool_note
 from benchmarks.serving.queue_notes import median_queue_run, queue_notes, queue_rates
 from benchmarks.serving.rates import ALL_RUN, CLOSED, WHOLE, Basis, Record, basis_of
 from benchmarks.serving.side import read_runs
@@ -218,6 +219,8 @@ class Comparison:
         mine, theirs = ours.of(case), other.of(case)
         rates, baseline = queue_rates(mine), queue_rates(theirs)
         per_round = median_queue_run(mine[-1])["tokens_per_round"]
+        notes = queue_notes(mine[-1], theirs[-1], rates, baseline, self.order)
+        pools = filter(None, [pool_note(ours.last["flags"], other.last["flags"])])
         row = self._row(
             case,
             ours,
@@ -226,7 +229,7 @@ class Comparison:
             baseline=round(statistics.median(baseline), 1),
             unit="tokens/s",
             tokens_per_round=per_round and round(per_round, 3),
-            note="; ".join(queue_notes(mine[-1], theirs[-1], rates, baseline, self.order)),
+            note="; ".join((*pools, *notes)),
         )
         return "offload.jsonl", row
 

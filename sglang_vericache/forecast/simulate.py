@@ -20,6 +20,7 @@ from sglang_vericache.loader.planner import (
     Place,
     Runner,
     is_sound,
+    keeps_paths_together,
     plan_moves,
 )
 
@@ -157,7 +158,6 @@ def _simulate(
     spans: list[float] = []
     step = together = idle = 0
     costs = costs_of(shape, card, load, capacity, draft) if offload and draft else None
-    staged = costs.staged if costs else 0
 
     def locked() -> set[int]:
         return {p.node_id for r in running if r.place is not Place.DETACHED for p in r.path}
@@ -171,7 +171,10 @@ def _simulate(
             request = waiting[0]
             needs = sum(p.tokens for p in request.path if p.node_id not in held) + private
             paths = [r.tokens for r in (*running, request)]
-            sound = is_sound(paths, capacity - private * (len(running) + 1))
+            lockable = capacity - private * len(running)
+            sound = is_sound(paths, lockable - private)
+            if needs > free or any(r.place is not Place.ATTACHED for r in running):
+                sound = sound and keeps_paths_together(paths, lockable, private)
             if running and (idle >= MOST_IDLE or not sound):
                 break
             if needs > free and running:
@@ -190,6 +193,7 @@ def _simulate(
                 Runner(str(r.number), r.number, r.path, r.place, r.since, r.verified, ready=r.ready)
                 for r in running
             ]
+            staged = costs.staged(None if wanted else len(running))
             moves = plan_moves(runners, Memory(free, 0, wanted), staged=staged)
             by_rid = {str(r.number): r for r in running}
             for rid in moves.detach:
@@ -261,7 +265,8 @@ def costs_of(shape: Shape, card: Card, load: Load, capacity: int, draft: Draft) 
     steps = math.ceil(draft.horizon / max(1, min(draft.horizon, int(LONGEST_STEP_S / forward))))
     round_s = draft.horizon * forward + verify + steps * STEP_S
     alone = (shape.weight_bytes + path) / card.memory_rate + FORWARD_S
-    return Costs(fits, round_s, round_s / steps, alone, path / card.link_rate)
+    tokens = draft.yields
+    return Costs(fits, round_s, round_s / steps, alone, path / card.link_rate, tokens, tokens)
 
 
 def pool_tokens(shape: Shape, card: Card, kept: float, fraction: float = 0.85) -> int:

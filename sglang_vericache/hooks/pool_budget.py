@@ -24,6 +24,7 @@ def draft_pool_bytes(configurator, budget_bytes: int) -> int:
     """What the draft pool takes of the budget of SGLang's KVCacheConfigurator."""
     from sglang.srt.runtime_context import get_parallel, get_server_args
 
+    from sglang_vericache.host_tier import tier_of
     from sglang_vericache.kernels.pool_format import create_format
     from sglang_vericache.pool.sizing import draft_share_bytes
 
@@ -35,7 +36,8 @@ def draft_pool_bytes(configurator, budget_bytes: int) -> int:
         create_format(name, configurator.kv_cache_dtype).row_bytes(model.head_dim) * rows
         for name in ("auto", config.draft_dtype)
     )
-    taken = draft_share_bytes(config, budget_bytes, main, draft)
+    tier = tier_of(get_server_args(), config, configurator.model)
+    taken = draft_share_bytes(config, budget_bytes, main, draft, tier)
     logger.info("Draft KV pool takes %.2f of %.2f GiB.", taken / 2**30, budget_bytes / 2**30)
     return taken
 

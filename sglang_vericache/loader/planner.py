@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 # Where nothing is known yet the staging share holds this many of the longest rotating paths: one is
-# verified while the next one arrives.
+# verified while the next one arrives. It takes no more than this part of the pool then.
 STAGED_PATHS = 2
-# More than this part of the pool is not taken from requests that could stay attached.
 STAGING_SHARE = 0.5
 # Rotation must promise this much more than keeping everything attached.
 MARGIN = 1.05
@@ -123,7 +122,7 @@ def plan_moves(
     runners: Sequence[Runner],
     memory: Memory,
     may_rotate: bool = True,
-    staged: int = STAGED_PATHS,
+    staged: int | None = None,
 ) -> Moves:
     """Decide who is detached and who is fetched.
 
@@ -132,7 +131,7 @@ def plan_moves(
 
     Args:
         may_rotate: False when nobody is to be detached any more.
-        staged: paths that the staging share should hold.
+        staged: paths that the staging share should hold; None where that is not known.
     """
     locked = _Nodes(r for r in runners if r.place is not Place.DETACHED)
     lockable = memory.free - memory.slack + locked.tokens
@@ -170,7 +169,7 @@ def _turn(runner: Runner) -> tuple[bool, int, int]:
     return not runner.ready, runner.since, runner.order
 
 
-def _kept(runners: Sequence[Runner], lockable: int, wanted: int, staged: int) -> set[str]:
+def _kept(runners: Sequence[Runner], lockable: int, wanted: int, staged: int | None) -> set[str]:
     """Ids of the requests that stay attached."""
     everything = _Nodes(runners)
     if everything.tokens + wanted <= lockable:
@@ -179,7 +178,12 @@ def _kept(runners: Sequence[Runner], lockable: int, wanted: int, staged: int) ->
     kept = {r.rid for r in runners if r.bound}
     others = sorted((r for r in runners if not r.bound), key=lambda r: r.order)
     longest = max((r.tokens for r in others), default=0)
-    staging = max(longest, wanted, min(staged * longest, int(STAGING_SHARE * lockable)))
+    if staged is None:
+        staging = min(STAGED_PATHS * longest, int(STAGING_SHARE * lockable))
+    else:
+        # A part of a path stages nobody.
+        staging = min(staged, lockable // max(longest, 1)) * longest
+    staging = max(staging, longest, wanted)
     for runner in others:
         if nodes.tokens + nodes.missing(runner) > lockable - staging:
             break
@@ -188,9 +192,16 @@ def _kept(runners: Sequence[Runner], lockable: int, wanted: int, staged: int) ->
     return kept
 
 
+def how_many_fit(runners: Sequence[Runner], memory: Memory) -> int:
+    """Of the longest path, beside one another: 1 where not even that fits."""
+    locked = _Nodes(r for r in runners if r.place is not Place.DETACHED)
+    longest = max((r.tokens for r in runners), default=0)
+    return max(1, (memory.free - memory.slack + locked.tokens) // max(longest, 1))
+
+
 @dataclass(frozen=True)
 class Costs:
-    """Measured or foreseen, in seconds.
+    """Measured or foreseen, in seconds and tokens.
 
     Attributes:
         fits: requests that can stay attached when nobody rotates.
@@ -198,6 +209,9 @@ class Costs:
         step_s: of a scheduler step: a path that has arrived waits for the next one.
         forward_s: that one more verify pass adds to a step.
         fetch_s: for the longest path to arrive.
+        kept_tokens: that a verify of a request that stays brings; of one that stays in plain
+            decoding, what a step brings.
+        fetched_tokens: that a verify of a rotating request brings, which drafts all it may.
     """
 
     fits: int
@@ -205,25 +219,40 @@ class Costs:
     step_s: float
     forward_s: float
     fetch_s: float
+    kept_tokens: float = 1.0
+    fetched_tokens: float = 1.0
 
-    @property
-    def staged(self) -> int:
-        """Paths of which the staging share keeps the link busy: those that arrive in a step,
-        and those that are being verified. Not more than fit."""
-        busy = 1 + max(1, math.ceil(self.step_s / max(self.fetch_s, 1e-6)))
-        return max(1, min(busy, self.fits))
+    def rate(self, staged: int, running: int | None = None) -> float:
+        """Tokens a second with room for so many paths in the staging share.
+
+        Who stays is verified once a round, which gets longer: paths come one by one, and each step
+        verifies what has come. A path in the staging share is fetched, waits for a step, is
+        verified, and leaves with the next; and nobody is verified before a round is drafted.
+
+        Args:
+            running: requests; None where more would come.
+        """
+        step_s = self.step_s + self.forward_s
+        round_s = self.round_s * step_s / max(self.step_s, 1e-6)
+        verifies = min(1 / max(self.fetch_s, 1e-6), staged / (self.fetch_s + 2 * step_s))
+        kept = max(self.fits - staged, 0)
+        if running is not None:
+            verifies = min(verifies, max(running - kept, 0) / round_s)
+        return kept * self.kept_tokens / round_s + verifies * self.fetched_tokens
+
+    def staged(self, running: int | None = None) -> int:
+        """Paths in the staging share with which that rate is best. Room for as many as keep the
+        link busy is enough."""
+        step_s = self.step_s + self.forward_s
+        busy = math.ceil(1 + 2 * step_s / max(self.fetch_s, 1e-6))
+        choices = range(1, min(self.fits, busy) + 1)
+        return max(choices, key=lambda staged: (self.rate(staged, running), -staged))
 
     @property
     def pays(self) -> bool:
-        """Whether more requests are verified in a second. Who stays is verified once a round,
-        which gets longer: paths come one by one, and each step verifies what has come. A path in
-        the staging share is fetched, waits for a step, is verified, and leaves with the next."""
-        step_s = self.step_s + self.forward_s
-        round_s = self.round_s * step_s / self.step_s
-        by_link = 1 / max(self.fetch_s, 1e-6)
-        by_room = self.staged / (self.fetch_s + 2 * step_s)
-        rotating = max(self.fits - self.staged, 0) / round_s + min(by_link, by_room)
-        return rotating > MARGIN * self.fits / self.round_s
+        """Whether some rotation brings more than keeping everything attached."""
+        attached = self.fits * self.kept_tokens / max(self.round_s, 1e-6)
+        return self.rate(self.staged()) > MARGIN * attached
 
 
 def is_sound(paths: Iterable[int], lockable: int) -> bool:
@@ -235,3 +264,11 @@ def is_sound(paths: Iterable[int], lockable: int) -> bool:
         lockable: tokens of the pool that are not private to a request or kept in reserve.
     """
     return max(paths, default=0) <= lockable
+
+
+def keeps_paths_together(paths: Iterable[int], lockable: int, growth: int) -> bool:
+    """Whether the longest path still fits as often beside itself, up to STAGED_PATHS times, when
+    one more request takes ``growth`` of the pool for what it generates: else no path arrives any
+    more while another is verified, and more requests are served more slowly."""
+    longest = max(paths, default=0)
+    return lockable - growth >= min(STAGED_PATHS, lockable // max(longest, 1)) * longest

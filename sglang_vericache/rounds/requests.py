@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
+from sglang_vericache.compressors.budget import Budget
 from sglang_vericache.compressors.watch import Observation
 from sglang_vericache.config import VeriCacheConfig
 from sglang_vericache.metrics import DraftCounters, counters_of
@@ -53,6 +54,10 @@ class RunningRequests:
 
     def get(self, rid: str) -> RequestState | None:
         return self._states.get(rid)
+
+    def budget_of(self, req: Req) -> Budget:
+        """For the draft view of a request that may still be waiting."""
+        return self.views.budget_of(options_of(req, self.config).keep_ratio)
 
     def _state(self, req: Req, committed: int) -> RequestState:
         if req.kv.req_pool_idx is None:

@@ -7,29 +7,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from sglang_vericache.config import AUTO, OFF, VeriCacheConfig
-from sglang_vericache.loader.checksums import Checksums
-from sglang_vericache.loader.client import LoaderClient
-from sglang_vericache.loader.copy import PlainCopier, StreamCopier
 from sglang_vericache.loader.planner import (
-    STAGED_PATHS,
     Costs,
     Memory,
     Place,
     Runner,
+    how_many_fit,
     is_sound,
+    keeps_paths_together,
     plan_moves,
 )
 from sglang_vericache.metrics import OffloadNumbers
+from sglang_vericache.rounds.draft_room import DraftRoom
 from sglang_vericache.rounds.policy import RoundPlan
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.step_watch import StepWatch
-from sglang_vericache.tree.integrity import Integrity, Recompute
 from sglang_vericache.tree.residency import Residency, Seat
 
 logger = logging.getLogger(__name__)
@@ -41,8 +38,6 @@ MOST_IDLE = 4
 INCOMPLETE_STEPS = 8
 # A step in which nobody can do anything waits this long for the next arrival.
 IDLE_WAIT_S = 0.005
-# Bytes/s of the link until the first fetch has told: PCIe 4 with 16 lanes.
-ASSUMED_LINK_RATE = 20e9
 
 
 @dataclass
@@ -65,6 +60,7 @@ class Rotation:
         verify_width: main slots that a request may take in a step.
         push_tokens: of what a rotating request has generated, to be given to the tree at a time.
         watch: measures whether rotation pays; None rotates whenever memory is short.
+        room: of the draft pool; None when that never runs out.
     """
 
     def __init__(
@@ -74,15 +70,17 @@ class Rotation:
         verify_width: int,
         push_tokens: int,
         watch: StepWatch | None = None,
+        room: DraftRoom | None = None,
     ) -> None:
         self.residency, self.allocator = residency, allocator
         self.verify_width, self.push_tokens = verify_width, push_tokens
-        self.watch = watch
+        self.watch, self.room = watch, room
         self.counters = RotationCounters()
         self._step = 0
         self._wanted = 0
         self._prefill_rest = 0
         self._idle = 0
+        self._short = False
         self._looked_at = -1
         self._pays = True
 
@@ -95,6 +93,8 @@ class Rotation:
         chunked = batch.chunked_req
         rest = 0 if chunked is None else len(chunked.full_untruncated_fill_ids) - chunked.extend_end
         self._prefill_rest = max(rest, 0)
+        if self.room is not None:
+            self.room.prefill(batch.reqs)
         self.residency.changes += 1
         nodes = [self.residency.cache.node_read_by(req) for req in batch.reqs]
         self.residency.wait_for_prefill([node for node in nodes if node is not None])
@@ -111,6 +111,8 @@ class Rotation:
             committed: tokens of each request whose KV is computed.
         """
         self._step += 1
+        if self.room is not None:
+            self.room.step(self._prefill_rest > 0)
         live = [
             (r, s, n)
             for r, s, n in zip(reqs, states, committed, strict=True)
@@ -123,7 +125,8 @@ class Rotation:
         reserve = self.verify_width * len(live) * (2 if self._pays else 1) + self._prefill_rest
         rotating: frozenset[str] = frozenset()
         at_rest = all(seat.place is Place.ATTACHED for seat in seats)
-        if not at_rest or self._wanted or self.free < reserve:
+        self._short = not at_rest or self._wanted > 0 or self.free < reserve
+        if self._short:
             rotating = self._move(seats, live, reserve)
         for seat, (_, state, _) in zip(seats, live, strict=True):
             state.full = seat.place is Place.ATTACHED
@@ -144,12 +147,15 @@ class Rotation:
             self._runner(seat, state, length)
             for seat, (_, state, length) in zip(seats, live, strict=True)
         ]
-        costs = self._costs(runners)
+        memory = Memory(self.free, reserve)
+        costs = self._costs(runners, memory)
         self._pays = costs is None or costs.pays
-        memory = Memory(self.free, reserve, self._wanted if self._pays else 0)
+        memory = replace(memory, wanted=self._wanted if self._pays else 0)
+        # More requests come where the next one has asked for room.
+        running = None if memory.wanted else len(runners)
+        staged = None if costs is None else costs.staged(running)
         self._wanted = 0
         alive = self.residency.loader.alive
-        staged = STAGED_PATHS if costs is None else costs.staged
         moves = plan_moves(runners, memory, alive, staged)
         by_rid = {seat.req.rid: seat for seat in seats}
         all_went = True
@@ -169,7 +175,13 @@ class Rotation:
         self.counters.attached += len(self.residency.arrive(self._step))
         return moves.rotating
 
-    def check(self, reqs: Sequence[Any], states: Sequence[RequestState], plan: RoundPlan) -> None:
+    def check(
+        self,
+        reqs: Sequence[Any],
+        states: Sequence[RequestState],
+        committed: Sequence[int],
+        plan: RoundPlan,
+    ) -> None:
         """Assert that all that is about to be read is there; a step without work waits for the
         next arrival."""
         for i in (*plan.plain, *(i for i, _ in plan.verify)):
@@ -181,13 +193,27 @@ class Rotation:
             self.residency.await_verify(reqs[i], self._step)
         self._idle = len(idle)
         if self.watch is not None:
-            verified = {i for i, _ in plan.verify}
-            steady = [i for i, s in enumerate(states) if s.full and not s.rotates]
-            forwards = max((count for _, count in plan.draft), default=0)
-            forwards += bool(plan.verify) + bool(plan.plain)
-            self.watch.step([reqs[i].rid for i in steady if i in verified], forwards)
+            self._tell(self.watch, reqs, states, committed, plan)
         if not plan.plain and not plan.draft and not plan.verify:
             self.counters.attached += len(self.residency.arrive(self._step, IDLE_WAIT_S))
+
+    @staticmethod
+    def _tell(
+        watch: StepWatch,
+        reqs: Sequence[Any],
+        states: Sequence[RequestState],
+        committed: Sequence[int],
+        plan: RoundPlan,
+    ) -> None:
+        steady = {i for i, s in enumerate(states) if s.full and not s.rotates}
+        # Who is decoded plainly beside others that draft says nothing of these.
+        drafting = any(i in steady for i, _ in (*plan.draft, *plan.verify))
+        turns = [i for i, _ in plan.verify] if drafting else plan.plain
+        whole = [reqs[i].rid for i, drafted in plan.verify if drafted >= states[i].horizon]
+        forwards = max((count for _, count in plan.draft), default=0)
+        forwards += bool(plan.verify) + bool(plan.plain)
+        lengths = {req.rid: n for req, n in zip(reqs, committed, strict=True)}
+        watch.step(lengths, [reqs[i].rid for i in turns if i in steady], whole, forwards)
 
     def _runner(self, seat: Seat, state: RequestState, committed: int) -> Runner:
         bound = state.view is None
@@ -218,7 +244,7 @@ class Rotation:
         attached = seat.place is Place.ATTACHED
         return state.rotates and attached and private >= self.push_tokens
 
-    def _costs(self, runners: Sequence[Runner]) -> Costs | None:
+    def _costs(self, runners: Sequence[Runner], memory: Memory) -> Costs | None:
         """What is known of rotation, if anybody asks."""
         watch = self.watch
         if watch is None or watch.round_s is None or not runners:
@@ -226,8 +252,21 @@ class Rotation:
         copies = self.residency.loader.counters
         rate = copies.tokens / copies.seconds if copies.seconds > 0 else watch.link_rate
         longest = max(max(runner.tokens for runner in runners), 1)
-        fits = max(1, self._held(self.residency.seats()) // longest)
-        return Costs(fits, watch.round_s, watch.step_s, watch.forward_s, longest / rate)
+        return Costs(
+            how_many_fit(runners, memory),
+            watch.round_s,
+            watch.step_s,
+            watch.forward_s,
+            longest / rate,
+            watch.round_tokens or 1.0,
+            watch.whole_tokens,
+        )
+
+    @property
+    def needs_views(self) -> bool:
+        """Whether memory is short and rotation pays, as far as is known: everybody should be able
+        to leave then."""
+        return self._pays and (self._wanted > 0 or self._short)
 
     @property
     def free(self) -> int:
@@ -241,6 +280,8 @@ class Rotation:
         if self.residency.ledger_stream is None and self.residency.rows.is_cuda:
             self.residency.ledger_stream = torch.cuda.current_stream()
         self.residency.settle_arrived()
+        if self.room is not None:
+            self.room.begin_pass()
 
     def may_admit(self, req: Any, remaining: int, growth: int) -> bool:
         """Whether one more request keeps everybody able to be attached.
@@ -250,17 +291,39 @@ class Rotation:
                 requests will still take subtracted.
             growth: tokens that the request will take beside its prompt.
         """
+        admitted = self._may_admit(req, remaining, growth)
+        if admitted and self.room is not None:
+            self.room.admit(req)
+        return admitted
+
+    def _may_admit(self, req: Any, remaining: int, growth: int) -> bool:
         seats = self.residency.seats()
         if not seats:
             return True
         if self._idle >= MOST_IDLE:
             return False
-        if not self._pays and any(seat.place is not Place.ATTACHED for seat in seats):
+        away = any(seat.place is not Place.ATTACHED for seat in seats)
+        if not self._pays and away:
             return False  # the tails have pushed somebody out: room is not for newcomers
-        held = self._held(seats)
+        prompt = len(req.full_untruncated_fill_ids)
         slack = 2 * self.verify_width * (len(seats) + 1)
-        paths = [len(req.full_untruncated_fill_ids), *(s.req.kv.cache_protected_len for s in seats)]
-        return is_sound(paths, remaining + held - growth - slack)
+        lockable = remaining + self._held(seats) - slack
+        paths = [prompt, *(s.req.kv.cache_protected_len for s in seats)]
+        if away or prompt - self._locked(req, seats) + growth > remaining:
+            if self.room is not None and not self.room.holds(req):
+                # Without a view it could never be detached: the others would share the rest.
+                return False
+            if not keeps_paths_together(paths, lockable, growth):
+                return False
+        return is_sound(paths, lockable - growth)
+
+    def _locked(self, req: Any, seats: Sequence[Seat]) -> int:
+        """Tokens of a waiting request's prompt that others keep on the device."""
+        if req.session is not None or req.last_node is None:
+            return 0
+        kept = {part.node_id for seat in seats for part in seat.path}
+        (infos,) = self.residency.cache.tree_core.collect_path_info([req.last_node])
+        return sum(i.path_end - i.path_start for i in infos if i.node_id in kept)
 
     def was_refused(self, shortage: int) -> None:
         """The next request of the queue lacks so many tokens: they are freed if they can be."""
@@ -312,50 +375,3 @@ class Rotation:
             corrupt_tokens=copies.corrupt_tokens,
             recomputed_tokens=0 if integrity is None else integrity.recomputed,
         )
-
-
-class NoRotation:
-    """Everything stays attached."""
-
-    def before_extend(self, batch: Any) -> None:
-        pass
-
-    def step(
-        self, reqs: Sequence[Any], states: Sequence[RequestState], committed: Sequence[int]
-    ) -> None:
-        pass
-
-    def check(self, reqs: Sequence[Any], states: Sequence[RequestState], plan: RoundPlan) -> None:
-        pass
-
-    def numbers(self) -> OffloadNumbers:
-        return OffloadNumbers()
-
-
-def create_rotation(
-    config: VeriCacheConfig, cache: Any, rows: torch.Tensor, allocator: Any, recompute: Recompute
-) -> Rotation | NoRotation:
-    """As ``--vericache-offload`` says, if the host tier could be had."""
-    if config.offload == OFF or cache.disable or cache.cache_controller is None:
-        return NoRotation()
-    host = cache.cache_controller.mem_pool_host.anchor_entry.host_pool
-    host_layers = [*host.k_data_refs, *host.v_data_refs]
-    device_layers = [*host.device_k_buffers, *host.device_v_buffers]
-    kind = StreamCopier if rows.device.type == "cuda" else PlainCopier
-    checksums = integrity = None
-    if config.offload_checksums:
-        checksums = Checksums(host_layers, device_layers)
-        integrity = Integrity(checksums, recompute)
-    loader = LoaderClient(
-        kind(host_layers, device_layers, checksums=checksums),
-        kind(host_layers, device_layers, checksums=checksums),
-        config.loader_watch,
-    )
-    residency = Residency(cache, rows, loader, integrity)
-    watch = None
-    if config.offload == AUTO:
-        token_bytes = sum(layer[0].nbytes for layer in device_layers)
-        watch = StepWatch(ASSUMED_LINK_RATE / token_bytes)
-    rotation = Rotation(residency, allocator, config.verify_width, config.fold_tail_tokens, watch)
-    cache.rotation = rotation
-    return rotation

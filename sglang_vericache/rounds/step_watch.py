@@ -1,12 +1,15 @@
-"""How long steps and rounds last, for the question whether rotation pays. Pure."""
+"""How long steps and rounds last and what they bring, for the question whether rotation pays.
+Pure."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 # What an observation still weighs after the next one.
 DECAY = 0.9
+# Of what a request drafts at most, so much is taken to stand until a verify has told.
+ASSUMED_SHARE = 0.5
 
 
 class StepWatch:
@@ -14,28 +17,44 @@ class StepWatch:
     Attributes:
         step_s: mean seconds of a scheduler step; 0 until known.
         forward_s: mean seconds of one of its forwards.
-        round_s: mean seconds between two verifies of a request that stays attached; None until
-            one was verified twice.
+        round_s: mean seconds between two turns of a request that stays attached: verifies, or
+            plain steps; None until one had two.
+        round_tokens: mean tokens of such a turn.
+        whole_tokens: mean tokens of a verify of all that a request may draft.
         link_rate: tokens/s of the link, as long as no fetch has told.
     """
 
-    def __init__(self, link_rate: float, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, link_rate: float, horizon: int, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.link_rate, self._clock = link_rate, clock
         self.step_s = self.forward_s = 0.0
         self.round_s: float | None = None
+        self.round_tokens: float | None = None
+        self.whole_tokens = 1 + ASSUMED_SHARE * horizon
         self._began: float | None = None
         self._forwards = 0
-        self._verified: dict[str, float] = {}
+        self._turns: dict[str, tuple[float, int]] = {}  # when, and committed tokens before it
+        self._whole: dict[str, int] = {}
 
     def interrupt(self) -> None:
         """A prefill follows: the time up to the next step says nothing."""
         self._began = None
-        self._verified.clear()
+        self._turns.clear()
 
-    def step(self, verified: Iterable[str], forwards: int) -> None:
-        """A step begins that verifies these requests, all of which stay attached.
+    def step(
+        self,
+        committed: Mapping[str, int],
+        turns: Iterable[str],
+        whole: Iterable[str],
+        forwards: int,
+    ) -> None:
+        """A step begins.
 
         Args:
+            committed: tokens of each request before it.
+            turns: of them, those that stay attached and are verified in it, or decoded plainly.
+            whole: those that are verified in it with all that they may draft.
             forwards: passes of the model in it.
         """
         now = self._clock()
@@ -44,11 +63,16 @@ class StepWatch:
             each = (now - self._began) / self._forwards
             self.forward_s = _mean(self.forward_s or None, each)
         self._began, self._forwards = now, forwards
-        for rid in verified:
-            before = self._verified.get(rid)
-            if before is not None:
-                self.round_s = _mean(self.round_s, now - before)
-            self._verified[rid] = now
+        for rid, before in self._whole.items():
+            if rid in committed:
+                self.whole_tokens = _mean(self.whole_tokens, committed[rid] - before)
+        self._whole = {rid: committed[rid] for rid in whole}
+        for rid in turns:
+            if rid in self._turns:
+                then, before = self._turns[rid]
+                self.round_s = _mean(self.round_s, now - then)
+                self.round_tokens = _mean(self.round_tokens, committed[rid] - before)
+            self._turns[rid] = now, committed[rid]
 
 
 def _mean(known: float | None, value: float) -> float:

@@ -49,16 +49,19 @@ class ViewKeeper:
         states: Sequence[RequestState],
         committed: Sequence[int],
         choice: Choice | None,
+        all_need_views: bool = False,
     ) -> list[str | None]:
         """For each request None when its view is ready to draft, else why it is not.
 
         Args:
             committed: tokens of each request whose KV is computed.
             choice: None while drafting is switched off.
+            all_need_views: who is decoded plainly, because that is faster, has a view all the
+                same: without one its full KV could not leave the device.
         """
         self._fold_long_tails(states, committed)
         reasons = [
-            self._prepare(req, state, length, choice)
+            self._prepare(req, state, length, choice, all_need_views)
             for req, state, length in zip(reqs, states, committed, strict=True)
         ]
         if self._opened:
@@ -92,7 +95,12 @@ class ViewKeeper:
                 self._without_memory(state)
 
     def _prepare(
-        self, req: Any, state: RequestState, committed: int, choice: Choice | None
+        self,
+        req: Any,
+        state: RequestState,
+        committed: int,
+        choice: Choice | None,
+        needs_view: bool,
     ) -> str | None:
         if state.obstacle is not None:
             return state.obstacle
@@ -101,12 +109,15 @@ class ViewKeeper:
         plain = choice.horizon == PLAIN
         if state.rotates and state.view is not None:
             plain = False  # what drafting costs is not what limits it
-        if plain and choice.lasting:
+        if plain and choice.lasting and not needs_view:
             self.close(state)
         if state.view is None and not state.full:
             return AWAITS_FULL_KV
         if state.view is None:
-            return PLAIN_IS_FASTER if plain else self._open(req, state, committed)
+            if plain and not needs_view:
+                return PLAIN_IS_FASTER
+            reason = self._open(req, state, committed)
+            return PLAIN_IS_FASTER if plain and reason is None else reason
         if not self._reserve(state.view, committed):
             return self._without_memory(state)
         return PLAIN_IS_FASTER if plain else None

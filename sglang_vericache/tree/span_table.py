@@ -129,6 +129,11 @@ class SpanTable:
         return sum(span.rows for span in self._spans.values())
 
     @property
+    def idle_rows(self) -> int:
+        """Slots that `evict_for` can free."""
+        return sum(span.rows for span in self._spans.values() if span.references == 1)
+
+    @property
     def observation_bytes(self) -> int:
         """Device memory of all observations; one that nodes share is counted for each."""
         return sum(observation.bytes for observation in self._observations.values())

@@ -11,6 +11,7 @@ import torch
 from sglang_vericache import host_tier
 from sglang_vericache.config import VeriCacheConfig, VeriCacheConfigError
 from sglang_vericache.cpu import host_pool
+from sglang_vericache.pool.sizing import HostTier
 
 GIB = 1 << 30
 
@@ -95,3 +96,27 @@ def test_a_pool_smaller_than_a_request(caplog):
         assert not caplog.text
         host_tier.report_room(8191, 8192)
     assert "holds 8191 tokens, a context may have 8192" in caplog.text
+
+
+def a_model() -> torch.nn.Module:
+    model = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Linear(4, 10, bias=False))
+    model[1].weight = model[0].weight
+    return model
+
+
+def test_what_the_draft_pool_goes_by(monkeypatch):
+    """Catches tied weights that count twice, and a size that is foreseen anew each time: the draft
+    pool could outgrow what was reserved for it."""
+    on, off = (SimpleNamespace(enable_hierarchical_cache=value) for value in (True, False))
+    given = VeriCacheConfig(offload="auto", host_memory_bytes=GIB)
+    assert host_tier.tier_of(on, given, a_model()) == HostTier(GIB, None, 10 * 4 * 4)
+    assert host_tier.tier_of(off, given, a_model()) is None
+    assert host_tier.tier_of(on, VeriCacheConfig(), a_model()) is None
+    host_tier.foreseen_bytes.cache_clear()
+    memory = SimpleNamespace(hicache_host_memory_fraction=None)
+    monkeypatch.setattr("sglang.srt.runtime_context.get_memory", lambda: memory)
+    for free in (5 * GIB, 4 * GIB):
+        monkeypatch.setattr(host_tier, "free_bytes", lambda free=free: free)
+        tier = host_tier.tier_of(on, VeriCacheConfig(offload="auto"), a_model())
+        assert tier == HostTier(5 * GIB, host_tier.RATIO, 10 * 4 * 4)
+    host_tier.foreseen_bytes.cache_clear()

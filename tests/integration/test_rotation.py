@@ -12,10 +12,16 @@ cpu_engine.required()
 
 from tree_world import Request, World, publish_settings  # noqa: E402
 
+from sglang_vericache.compressors.budget import Budget  # noqa: E402
+from sglang_vericache.config import VeriCacheConfig  # noqa: E402
 from sglang_vericache.loader.planner import Place  # noqa: E402
+from sglang_vericache.metrics import SpanCounters  # noqa: E402
+from sglang_vericache.pool.allocator import SlotAllocator  # noqa: E402
+from sglang_vericache.rounds.draft_room import DraftRoom  # noqa: E402
 from sglang_vericache.rounds.policy import RoundPlan  # noqa: E402
 from sglang_vericache.rounds.rotation import Rotation  # noqa: E402
 from sglang_vericache.rounds.step_watch import StepWatch  # noqa: E402
+from sglang_vericache.tree.span_table import SpanTable  # noqa: E402
 
 WIDTH = 5
 
@@ -25,6 +31,34 @@ def settings(tmp_path_factory):
     publish_settings(tmp_path_factory.mktemp("model"))
 
 
+class Drafts:
+    """The draft pool by numbers: what ViewBuilder has of it, and the states of who drafts."""
+
+    def __init__(self, slots: int) -> None:
+        self.config = VeriCacheConfig(min_context_tokens=8, horizon=WIDTH - 1, fold_tail_tokens=70)
+        self.budget = Budget.of(self.config)
+        self.pool = SimpleNamespace(allocator=SlotAllocator(slots, "cpu"))
+        self.spans, self.scorer = SpanTable(SpanCounters()), SimpleNamespace(scope="path")
+        self.states: list[SimpleNamespace] = []
+
+    def open(self, states, reqs) -> None:
+        """Views for those that have none, as far as there is room, and what others' ends freed."""
+        running = {req.rid: req for req in reqs}
+        for state in self.states:
+            if state.rid not in running and state.view is not None:
+                self.pool.allocator.give(state.view.slots)
+        self.states[:] = [s for s in self.states if s.rid in running]
+        known = {s.rid for s in self.states}
+        for state in states:
+            if state.rid in known:
+                continue
+            rows = self.budget.path_rows(len(running[state.rid].text))
+            slots = self.pool.allocator.take(rows + self.config.tail_capacity)
+            self.states.append(state)
+            if slots is not None:
+                state.view = SimpleNamespace(slots=slots, capacity=len(slots), span_rows=rows)
+
+
 class Scheduler:
     """
     Attributes:
@@ -32,13 +66,22 @@ class Scheduler:
         done: texts at their end by the text at the start.
     """
 
-    def __init__(self, world: World, push_tokens: int = 40, plain: float = 0.0, watch=None) -> None:
-        self.world = world
-        self.rotation = Rotation(world.residency, world.allocator, WIDTH, push_tokens, watch)
+    def __init__(
+        self, world: World, push_tokens: int = 40, plain: float = 0.0, watch=None, drafts=None
+    ) -> None:
+        self.world, self.drafts = world, drafts or Drafts(1 << 20)
+        self.room = DraftRoom(
+            self.drafts, self.drafts.states, world.cache.path_of, lambda req: self.drafts.budget
+        )
+        self.rotation = Rotation(
+            world.residency, world.allocator, WIDTH, push_tokens, watch, self.room
+        )
         world.cache.rotation = self.rotation
         self.waiting: list[tuple[list[int], int]] = []
         self.left: dict[str, int] = {}
+        self.drafting: set[str] = set()
         self.states: dict[str, SimpleNamespace] = {}
+        self.bound_beside_rotating = 0
         self.rng = random.Random(1)
         self.plain = plain
         self.most_together = self.retracted = self.steps = 0
@@ -78,10 +121,17 @@ class Scheduler:
             self.waiting.pop(0)
             self.left[req.rid] = output
             req.sampling_params.max_new_tokens = output
-            view = None if self.rng.random() < self.plain else object()
             self.states[req.rid] = SimpleNamespace(
-                view=view, drafted=0, full=True, rotates=False, released=False
+                view=None,
+                drafted=0,
+                full=True,
+                rotates=False,
+                released=False,
+                rid=req.rid,
+                horizon=WIDTH - 1,
             )
+            if self.rng.random() >= self.plain:
+                self.drafting.add(req.rid)
 
     def retract(self) -> None:
         while self.world.requests:
@@ -101,6 +151,11 @@ class Scheduler:
         if not reqs:
             return
         states = [self.states[r.rid] for r in reqs]
+        self.drafts.open([s for s in states if s.rid in self.drafting], reqs)
+        away = any(not self.world.residency.is_full(r) for r in reqs)
+        self.bound_beside_rotating += away and any(
+            s.view is None and s.rid in self.drafting for s in states
+        )
         self.rotation.step(reqs, states, [len(r.text) - 1 for r in reqs])
         plain = [i for i, s in enumerate(states) if s.full and s.view is None]
         verify = [(i, WIDTH - 1) for i, s in enumerate(states) if s.full and s.view is not None]
@@ -110,7 +165,7 @@ class Scheduler:
             if s.view is not None and s.drafted < WIDTH - 1
         ]
         plan = RoundPlan(tuple(plain), tuple(draft), tuple(verify))
-        self.rotation.check(reqs, states, plan)
+        self.rotation.check(reqs, states, [len(r.text) - 1 for r in reqs], plan)
         for i, count in draft:
             states[i].drafted += count
         for req, state in zip(reqs, states, strict=True):
@@ -186,21 +241,42 @@ def test_many(shared, host, plain):
     finish(world, scheduler, 60)
 
 
+@pytest.mark.parametrize("views", [3, 4, 5])
+@pytest.mark.parametrize("asked", [True, False], ids=["room asked for", "not asked"])
+def test_a_small_draft_pool(asked, views):
+    """Views for a few of sixteen requests, three of which fit the pool: nobody is admitted to be
+    bound to the device while others rotate, and everybody gets there. Without asking for room
+    many are."""
+    world, drafts = World(device=450, host=6_000), Drafts(views * (68 + 75))
+    scheduler = Scheduler(world, drafts=drafts)
+    if not asked:
+        scheduler.rotation.room = None
+    scheduler.waiting = [(t, 40) for t in texts(8, 16, 90, 120, 0.0)]
+    scheduler.run(20_000)
+    if asked:
+        assert scheduler.bound_beside_rotating == 0
+        assert scheduler.most_together == views
+    else:
+        assert scheduler.bound_beside_rotating > 0
+    finish(world, scheduler, 16)
+
+
 class Foreseen(StepWatch):
     """Steps and rounds of a known length."""
 
     def __init__(self, round_s: float) -> None:
-        super().__init__(link_rate=1e9)
+        super().__init__(1e9, WIDTH - 1)
         self.round_s, self.step_s, self.forward_s = round_s, 0.02, 0.002
+        self.round_tokens = self.whole_tokens = 3.0
 
-    def step(self, verified, forwards) -> None:
+    def step(self, committed, turns, whole, forwards) -> None:
         pass
 
 
 @pytest.mark.parametrize("pays", [True, False])
 def test_rotation_has_to_pay(pays):
     """Catches rotation for the waiting queue where it is slower than letting it wait."""
-    world = World(device=450, host=6_000)
+    world = World(device=550, host=6_000)
     scheduler = Scheduler(world, watch=Foreseen(round_s=2.0 if pays else 0.02))
     scheduler.waiting = [(t, 40) for t in texts(8, 16, 90, 130, 0.0)]
     scheduler.run(20_000)

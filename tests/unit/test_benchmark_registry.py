@@ -46,7 +46,7 @@ def test_wanted_factors():
         "8b-1k-x32": 0.98,
         "8b-1k-x1": 0.98,
         "smol-mix": 0.97,
-        "24b-16k-pool40k": 2.0,
+        "24b-16k-pool48k": 2.0,
         "24b-32k-queue16": 1.4,
         "8b-32k-queue24": 1.9,
         "8b-shared-16x4": 2.0,

@@ -43,9 +43,22 @@ def test_a_pool_that_is_small_beside_the_weights():
     attached = simulate_attached(shape, H100, load, 40_000, draft)
     offload = simulate_offload(shape, H100, load, 40_000, draft)
     assert (plain.together, attached.together, offload.together) == (2, 2, 8)
-    assert offload.tokens_per_s > 1.3 * plain.tokens_per_s
-    assert offload.tokens_per_s > 1.5 * attached.tokens_per_s
-    assert offload.link_use > 0.4 and offload.slowest < 1.5
+    assert offload.tokens_per_s > 1.8 * plain.tokens_per_s
+    assert offload.tokens_per_s > 2.5 * attached.tokens_per_s
+    assert offload.link_use > 0.85 and offload.slowest < 1.5
+
+
+def test_two_paths_side_by_side():
+    """Catches requests whose outputs take the room of the second path: the link would idle while
+    the only path is verified."""
+    shape, draft = KNOWN["mistral-small-24b"], Draft(16, 11.0, 0.06)
+    rates = []
+    for requests in (5, 8):
+        load = Load(requests, 16_384, 512)
+        found = simulate_offload(shape, H100, load, 36_000, draft)
+        assert found.together == 5
+        rates.append(found.tokens_per_s)
+    assert rates[1] > 0.8 * rates[0]
 
 
 @pytest.mark.parametrize("model", ["llama-3.1-8b", "smollm2-135m", "mistral-small-24b"])
@@ -81,20 +94,43 @@ def test_costs():
     assert Costs(2, round_s=0.295, step_s=0.0185, forward_s=0.0165, fetch_s=0.05).pays
     assert not Costs(12, round_s=0.14, step_s=0.035, forward_s=0.006, fetch_s=0.08).pays
     assert not Costs(50, round_s=0.14, step_s=0.035, forward_s=0.006, fetch_s=0.02).pays
-    assert Costs(9, 1.0, step_s=0.05, forward_s=0.01, fetch_s=0.01).staged == 6
-    assert Costs(3, 1.0, step_s=0.05, forward_s=0.01, fetch_s=0.01).staged == 3
-    assert Costs(9, 1.0, step_s=0.05, forward_s=0.01, fetch_s=0.5).staged == 2
+    # Two requests that decode plainly, or in short rounds, against whole rounds over the link.
+    rates = {"step_s": 0.03, "forward_s": 0.013, "fetch_s": 0.06}
+    assert Costs(2, 0.014, **rates, kept_tokens=1.0, fetched_tokens=13.0).pays
+    assert not Costs(2, 0.014, **rates).pays
+
+
+@pytest.mark.parametrize(
+    ("fits", "fetch_s", "running", "staged"),
+    [
+        pytest.param(2, 0.06, None, 2, id="the-whole-of-a-small-pool"),
+        pytest.param(9, 0.06, None, 3, id="as-many-as-keep-the-link-busy"),
+        pytest.param(9, 0.5, None, 1, id="a-slow-link"),
+        pytest.param(9, 0.06, 10, 1, id="one-too-many"),
+        pytest.param(1, 0.06, 8, 1, id="one-at-a-time"),
+    ],
+)
+def test_how_many_are_staged(fits, fetch_s, running, staged):
+    """Catches a share of the pool that lets the link idle while one path waits for its verify, and
+    one that takes room from those who stay for nothing."""
+    costs = Costs(fits, round_s=0.4, step_s=0.06, forward_s=0.012, fetch_s=fetch_s)
+    assert costs.staged(running) == staged
+    best = max(costs.rate(n, running) for n in range(1, fits + 1))
+    assert costs.rate(staged, running) == best
 
 
 def test_step_watch():
     """Catches a prefill that is taken for a step or a round, and rounds of different requests
     that are mixed up."""
     now = [0.0]
-    watch = StepWatch(1.0, clock=lambda: now[0])
+    watch = StepWatch(1.0, 16, clock=lambda: now[0])
+    committed = {"a": 100, "b": 100, "c": 100}
 
-    def step(seconds, *verified):
-        watch.step(verified, 4)
+    def step(seconds, *turns, whole=()):
+        watch.step(committed, turns, whole, 4)
         now[0] += seconds
+        for rid in {*turns, *whole}:
+            committed[rid] += 13 if rid in whole else 5
 
     for _ in range(5):
         step(0.1, "a")
@@ -106,6 +142,12 @@ def test_step_watch():
     step(0.1, "a", "b")
     step(0.1)
     assert watch.step_s == pytest.approx(0.1) and watch.round_s == pytest.approx(0.2)
+    assert watch.round_tokens == pytest.approx(5) and watch.whole_tokens == 9
+    for _ in range(50):
+        step(0.1, whole=["c"])
+    step(0.1)
+    assert watch.whole_tokens == pytest.approx(13, abs=0.1)
+    assert watch.round_tokens == pytest.approx(5)
 
 
 # Models and cards

@@ -13,6 +13,7 @@ from sglang_vericache.loader.planner import (
     Place,
     Runner,
     is_sound,
+    keeps_paths_together,
     plan_moves,
 )
 
@@ -188,3 +189,11 @@ def test_more_run_together():
 
     assert most_together(False) == 4
     assert most_together(True) >= 12
+
+
+def test_two_paths_side_by_side_by_hand():
+    """A newcomer's output must not take the room of a second path, where there is one."""
+    assert keeps_paths_together([100, 80], 230, 30)
+    assert not keeps_paths_together([100, 80], 229, 30)
+    assert keeps_paths_together([100, 80], 150, 50), "only one fits anyway"
+    assert not keeps_paths_together([100, 80], 150, 51)

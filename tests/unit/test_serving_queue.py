@@ -9,8 +9,10 @@ import pytest
 
 from benchmarks.registry import CASES, Case, UnknownCaseError, serving_case
 from benchmarks.serving import queue
+from benchmarks.serving.__main__ import OURS, _with_pools
 from benchmarks.serving.figures import Stream
 from benchmarks.serving.join import Comparison
+from benchmarks.serving.pools import RowBytes, draft_slots, main_tokens, pool_note, pools
 from benchmarks.serving.queue import (
     best_level,
     concurrencies,
@@ -90,6 +92,68 @@ def test_the_host_tier_holds_the_case(name):
     assert tokens * token_bytes <= case.host_gb * 1e9 <= 1.25 * tokens * token_bytes
 
 
+# The same KV memory for every server
+
+SMOL_ROW = RowBytes(2 * 30 * 3 * 64 * 2, 30 * 3 * 72)
+WITH_POOL = [case for case in CASES.values() if case.queued]
+
+
+def row_of(case: Case) -> RowBytes:
+    return RowBytes.of(case.model) if case.model.startswith("shape:") else SMOL_ROW
+
+
+def test_bytes_of_a_row():
+    """Mistral Small 24B: 40 layers of 8 heads of 128; int4 with two scales and two offsets."""
+    assert RowBytes.of("shape:24b") == RowBytes(163_840, 40 * 8 * (128 + 8))
+
+
+@pytest.mark.parametrize("case", WITH_POOL, ids=lambda case: case.name)
+@pytest.mark.parametrize("offloads", [True, False])
+def test_both_pools_take_what_one_takes(case, offloads):
+    """Catches a gain that is bought with more memory."""
+    row = row_of(case)
+    split = pools(case, row, offloads)
+    budget = case.pool_tokens * row.main
+    assert budget - row.main < split.main_tokens * row.main + split.draft_bytes <= budget
+    assert f"--max-total-tokens {split.main_tokens} " in split.flags
+    views = draft_slots(case, case.requests) * row.draft
+    if offloads:
+        assert split.draft_bytes >= min(views, budget // 4)
+        assert split.main_tokens >= 2 * (case.context + case.tokens), "no two paths fit"
+
+
+def test_texts_of_the_cases_are_true():
+    fitting = {
+        case.name: max(n for n in range(1, 300) if main_tokens(case, n) <= case.pool_tokens)
+        for case in WITH_POOL
+        if not case.prefixes
+    }
+    assert fitting["24b-16k-pool48k"] == 2 and fitting["24b-32k-queue16"] == 5
+    assert fitting["8b-32k-queue24"] == 13 and fitting["smol-7k7-pool8"] == 30
+    anyway = CASES["fits-anyway"]
+    for offloads in (True, False):
+        left = pools(anyway, row_of(anyway), offloads).main_tokens
+        assert main_tokens(anyway, anyway.requests) <= left
+
+
+def test_flags_of_the_sides():
+    case = CASES["24b-16k-pool48k"]
+    plain = _with_pools(host_flags(case), case, case.model)
+    assert plain.endswith(" --max-total-tokens 48000")
+    ours, attached = (
+        _with_pools(f"{OURS} {flags}", case, case.model)
+        for flags in (offload_flags(case), host_flags(case))
+    )
+    assert "--vericache-draft-memory 1379MiB" in ours and "--max-total-tokens 39174 " in ours
+    assert "--vericache-draft-memory" in attached and attached.count("--max-total-tokens") == 1
+    own = f"{OURS} --max-total-tokens 7"
+    assert _with_pools(own, case, case.model) == own
+    assert pool_note(ours, plain) == (
+        "KV memory: a main pool of 39174 tokens and a draft pool of 1379MiB (baseline 48000 tokens)"
+    )
+    assert pool_note(OURS, "") is None
+
+
 class Answer:
     """As benchmarks.serving.client.Answer, of a request that took ``seconds``."""
 
@@ -147,7 +211,7 @@ def write(folder, number: int, name: str, figures: dict, flags: str, simulated=N
         "date": "2026-01-02",
         "start_s": 90.0,
         "simulated": simulated,
-        "cases": {"24b-16k-pool40k": figures | {"chosen": None}},
+        "cases": {"24b-16k-pool48k": figures | {"chosen": None}},
         "failed": {},
     }
     (folder / f"run-{number:02d}-{name}.json").write_text(json.dumps(record))

@@ -9,7 +9,15 @@ import torch
 
 from sglang_vericache.compressors.budget import Budget
 from sglang_vericache.config import VeriCacheConfig, VeriCacheConfigError
-from sglang_vericache.pool.sizing import automatic_slots, create_pool, create_rows, least_slots
+from sglang_vericache.pool.sizing import (
+    HostTier,
+    automatic_slots,
+    create_pool,
+    create_rows,
+    draft_share_bytes,
+    draft_size,
+    least_slots,
+)
 
 LAYERS, HEADS, DIM = 3, 2, 8
 # Key and value of one token in float32.
@@ -19,7 +27,11 @@ ROW_BYTES = LAYERS * HEADS * DIM * 2 * 4
 def main_pool(tokens: int = 4000, dtype: torch.dtype = torch.float32) -> SimpleNamespace:
     keys = torch.zeros(tokens + 1, HEADS, DIM, dtype=dtype)
     return SimpleNamespace(
-        size=tokens, start_layer=0, layer_num=LAYERS, get_key_buffer=lambda layer: keys
+        size=tokens,
+        start_layer=0,
+        layer_num=LAYERS,
+        get_key_buffer=lambda layer: keys,
+        get_value_buffer=lambda layer: keys,
     )
 
 
@@ -61,6 +73,66 @@ def test_automatic_size_serves_a_full_main_pool(tokens, max_requests, budget):
     requests = max(1, min(max_requests, tokens // settings.min_context_tokens))
     assert slots >= requests * Budget.of(settings).path_rows(tokens // requests)
     assert slots <= max(tokens + tokens // 4, least_slots(settings))
+
+
+# With a host tier
+
+
+def test_running_tokens_by_hand():
+    """Mistral Small 24B beside 175,000 tokens: the link brings 73,000 a round, and a sixteenth."""
+    row, weights = 163_840, 48_000_000_000
+    roomy = HostTier(10**12, None, weights)
+    assert roomy.running_tokens(175_000, row) == 175_000 + 10_937 + 73_242
+    assert HostTier(200_000 * row, None, weights).running_tokens(175_000, row) == 200_000
+    assert HostTier(100_000 * row, None, weights).running_tokens(175_000, row) == 175_000
+    assert HostTier(10**12, 2.0, weights).running_tokens(40_000, row) == 80_000
+
+
+def test_size_with_a_host_tier_by_hand():
+    """Catches a pool for the main pool's tokens alone, and one that takes most of the memory."""
+    tier = HostTier(10**9, 2.0, 10**12)
+    settings = config(min_context_tokens=2000)
+    # Twice 100,000 tokens in 100 requests at most: 100 times 400 rows and tails of 260.
+    size = draft_size(settings, 100_000, 100, 100, 25, tier)
+    assert size.slots == size.wanted == 100 * 400 + 100 * 260
+    assert draft_size(settings, 100_000, 100, 100, 100, tier).slots == 100_000 // 3
+    # Unless what fits takes more already.
+    attached = draft_size(settings, 100_000, 100, 100, 400).slots
+    assert attached == 50 * 400 + 50 * 260
+    assert draft_size(settings, 100_000, 100, 100, 400, tier).slots == attached
+
+
+@pytest.mark.parametrize("draft_row", [30, 100, 400])
+@pytest.mark.parametrize("weights", [0, 10**6, 10**9])
+@pytest.mark.parametrize("ratio", [None, 8.0])
+def test_what_is_built_was_reserved(ratio, weights, draft_row):
+    """Catches a draft pool that is larger than its part of the budget, whatever SGLang clamps the
+    main pool to, and one that is smaller than without offloading."""
+    tier, budget, row = HostTier(10**8, ratio, weights), 10**7, 100
+    taken = draft_share_bytes(config(), budget, row, draft_row, tier)
+    most = (budget - taken) // row
+    assert taken >= draft_share_bytes(config(), budget, row, draft_row)
+    for main in (most, most - 1, most - 700, most // 2, most // 10, 1000):
+        slots = draft_size(config(), main, 2048, row, draft_row, tier).slots
+        assert slots * draft_row <= taken
+        assert slots >= automatic_slots(config(), main, 2048)
+
+
+def test_memory_given_by_hand_is_not_a_matter_of_the_tier():
+    tier = HostTier(10**9, 8.0, 10**9)
+    settings = config(draft_memory_bytes=400 * ROW_BYTES)
+    assert draft_share_bytes(settings, 10**9, 100, ROW_BYTES, tier) == 400 * ROW_BYTES
+    assert create_pool(settings, main_pool(), 4, tier).slots == 400
+
+
+def test_the_pool_that_is_built(caplog):
+    """With what the main pool's buffers say; and a sentence where the share binds."""
+    tier = HostTier(10**9, 8.0, 10**9)
+    with caplog.at_level("INFO"):
+        pool = create_pool(config(), main_pool(), 100, tier)
+    size = draft_size(config(), 4000, 100, ROW_BYTES, ROW_BYTES, tier)
+    assert pool.slots == size.slots < size.wanted
+    assert "a quarter of the KV memory" in caplog.text and "--vericache-keep-ratio" in caplog.text
 
 
 def test_given_memory_is_used_and_not_exceeded():

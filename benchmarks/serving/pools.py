@@ -1,0 +1,135 @@
+"""What each server of a queued case gets of the device's KV memory: the same bytes.
+
+The unmodified server has one pool, ours a draft pool beside it, which its main pool pays for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from benchmarks.registry import Case
+from benchmarks.serving.shapes import PREFIX, SHAPES
+from sglang_vericache.compressors.budget import ALWAYS_KEPT_TOKENS, Budget
+from sglang_vericache.config import VeriCacheConfig
+from sglang_vericache.forecast.shape import shape_of
+
+# As the server sizes it by itself: no more of the KV memory than this for requests' drafts.
+MOST_FOR_DRAFTS = 1 / 4
+DRAFT_DTYPE = "int4"
+
+
+@dataclass(frozen=True)
+class Pools:
+    """
+    Attributes:
+        main_tokens: of SGLang's pool.
+        draft_bytes: of the draft pool; 0 without one.
+    """
+
+    main_tokens: int
+    draft_bytes: int = 0
+
+    @property
+    def flags(self) -> str:
+        main = f"--max-total-tokens {self.main_tokens}"
+        return f"{main} --vericache-draft-memory {self.draft_bytes >> 20}MiB"
+
+
+@dataclass(frozen=True)
+class RowBytes:
+    """Of one token, over all layers and kv heads."""
+
+    main: int
+    draft: int
+
+    @classmethod
+    def of(cls, model: str) -> RowBytes:
+        """Of ``shape:NAME`` or of a checkpoint folder."""
+        import torch
+
+        from sglang_vericache.kernels.pool_format import create_format
+
+        if model.startswith(PREFIX):
+            values: dict[str, Any] = SHAPES[model.removeprefix(PREFIX)]
+        else:
+            values = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+            values = values.get("text_config") or values
+        heads = values["num_attention_heads"]
+        dim = values.get("head_dim") or values["hidden_size"] // heads
+        rows = values["num_hidden_layers"] * (values.get("num_key_value_heads") or heads)
+        main = 2 * dim * 2 * rows if model.startswith(PREFIX) else shape_of(model).token_bytes
+        return cls(main, rows * create_format(DRAFT_DTYPE, torch.bfloat16).row_bytes(dim))
+
+
+def pools(case: Case, row: RowBytes, offloads: bool) -> Pools:
+    """Of ours, together no larger than the case's pool.
+
+    With offloading the draft pool holds views of all requests of the case, if that takes no more
+    than MOST_FOR_DRAFTS; without, of as many as find room beside it.
+    """
+    assert case.pool_tokens is not None
+    budget = case.pool_tokens * row.main
+    requests = case.requests
+    if not offloads:
+        while requests > 1:
+            used = main_tokens(case, requests) * row.main + draft_slots(case, requests) * row.draft
+            if used <= budget:
+                break
+            requests -= 1
+    draft = draft_slots(case, requests) * row.draft
+    if offloads:
+        draft = min(draft, int(MOST_FOR_DRAFTS * budget))
+    draft = math.ceil(draft / (1 << 20)) << 20  # the flag's unit
+    return Pools((budget - draft) // row.main, draft)
+
+
+def main_tokens(case: Case, requests: int) -> int:
+    """Of the full KV of so many of the case's requests."""
+    own = case.context - case.shared_tokens + case.tokens
+    return _prefixes(case, requests) * case.shared_tokens + requests * own
+
+
+def draft_slots(case: Case, requests: int) -> int:
+    """For the views of so many requests at the server's default settings.
+
+    Who shares a prefix shares its span; the first of them has one of its own over its whole path.
+    One more path is selected anew while its old spans are still there.
+    """
+    config = VeriCacheConfig()
+    budget = Budget.of(config)
+    whole = budget.limit_rows(case.context + case.tokens)
+    tails = requests * config.tail_capacity
+    if not case.prefixes:
+        return (requests + 1) * whole + tails
+    prefixes = _prefixes(case, requests)
+    own = budget.path_rows(case.context - case.shared_tokens + case.tokens) + ALWAYS_KEPT_TOKENS
+    return (2 * prefixes + 1) * whole + (requests - prefixes) * own + tails
+
+
+def _prefixes(case: Case, requests: int) -> int:
+    return math.ceil(requests * case.prefixes / case.requests)
+
+
+def pool_note(mine: str, theirs: str) -> str | None:
+    """What a row says of two servers' flags; None where the pools are what the card leaves."""
+    main, other = (_last(flags, "--max-total-tokens") for flags in (mine, theirs))
+    draft = _last(mine, "--vericache-draft-memory")
+    if main is None or other is None:
+        return None
+    beside = f" and a draft pool of {draft}" if draft else ""
+    its = _last(theirs, "--vericache-draft-memory")
+    return (
+        f"KV memory: a main pool of {main} tokens{beside} (baseline {other} tokens"
+        f"{f' and {its}' if its else ''})"
+    )
+
+
+def _last(flags: str, name: str) -> str | None:
+    """The value that counts."""
+    given = dict(pairwise(flags.split()))
+    return given.get(name)
