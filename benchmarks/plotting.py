@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from benchmarks.latest import MAIN, latest
 from benchmarks.registry import CASES, Case
 from benchmarks.rows import Row
 from benchmarks.tables import common_flags, factor, flag_groups, newest
@@ -40,7 +41,14 @@ Bar = tuple[str, float, float | None]
 
 
 def _factors(rows: Sequence[Row]) -> list[Bar]:
-    shown = [row for row in newest(rows) if row.baseline and row.metric != "start_up"]
+    found = {row.case for row in _latest(rows) if row.metric == MAIN}
+    shown = [
+        row
+        for row in _latest(rows)
+        if row.baseline
+        and row.metric != "start_up"
+        and (row.metric == MAIN or row.case not in found)
+    ]
     common = common_flags(shown)
     bars = []
     for row in shown:
@@ -48,6 +56,11 @@ def _factors(rows: Sequence[Row]) -> list[Bar]:
         if gained is not None:
             bars.append((_label(row, common), gained, case.least_factor if case else None))
     return bars
+
+
+def _latest(rows: Sequence[Row]) -> list[Row]:
+    """One of each case and metric; the tables have those of other flags and devices."""
+    return [row for metrics in latest(rows).values() for row in metrics.values()]
 
 
 def _rounds(rows: Sequence[Row]) -> list[Bar]:
@@ -81,13 +94,13 @@ def _bars(bars: Sequence[Bar], title: str) -> Figure:
     axes.set_yticks(places, [label for label, _, _ in bars], fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.1)
-    axes.set_title(title, fontsize=10)
+    figure.suptitle(title, fontsize=10)
     return figure
 
 
 @dataclass(frozen=True)
 class Point:
-    """The newest decode rate of a registered case with some flags."""
+    """The latest decode rate of a registered case."""
 
     case: Case
     gained: float
@@ -97,7 +110,7 @@ class Point:
 
 def _points(rows: Sequence[Row]) -> list[Point]:
     points = []
-    for row in newest(rows):
+    for row in _latest(rows):
         case, gained = CASES.get(row.case), factor(row)
         if row.metric == "decode_rate" and case is not None and gained is not None:
             points.append(Point(case, gained, row.simulated_acceptance is not None, row.model))

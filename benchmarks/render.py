@@ -1,6 +1,7 @@
 """Writes the tables of the documentation, and plots, out of the rows in benchmarks/results.
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``; NAME is a results file.
+A table stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``; NAME is a results file, or
+``latest`` for the latest row of each serving case.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.latest import latest_table
 from benchmarks.rows import RESULTS, Row, read
 from benchmarks.tables import known_tables, table
 
 ROOT = Path(__file__).resolve().parent.parent
 PLOTS = Path(__file__).parent / "plots"
+LATEST = "latest"
 _OPEN, _CLOSE = re.compile(r"<!-- table: ([^ ]+) -->"), "<!-- /table -->"
 
 
@@ -42,9 +45,13 @@ def fill(text: str, rows_of: Callable[[str], Sequence[Row]], known: Sequence[str
         following = _OPEN.search(text, found.end())
         if end < 0 or (following and following.start() < end):
             raise RenderError(f"table {name} has no {_CLOSE}")
-        if name not in known:
+        if name == LATEST:
+            made = latest_table(rows_of("serving"))
+        elif name in known:
+            made = table(name, rows_of(name))
+        else:
             raise RenderError(f"no results for table {name}; there are {', '.join(known)}")
-        parts += [text[at : found.end()], "\n", table(name, rows_of(name)), "\n", _CLOSE]
+        parts += [text[at : found.end()], "\n", made, "\n", _CLOSE]
         at = end + len(_CLOSE)
     return "".join([*parts, text[at:]])
 

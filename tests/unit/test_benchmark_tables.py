@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import render, rows, tables
+from benchmarks.latest import latest_table
 from benchmarks.rows import Row
 
 ROW = Row(
@@ -179,3 +180,19 @@ def test_points_over_sizes():
         # One scatter a point; before the legend's entries, in the order of the models.
         real, hollow = panel.collections[:2]
         assert len(real.get_facecolor()) == 1 and len(hollow.get_facecolor()) == 0
+
+
+def test_the_latest_rows_of_a_case_are_one_line():
+    """Catches an older row beside a newer one of another device, rates of other conditions in the
+    place of the main one, and a simulation that does not show."""
+    older = replace(ROW, date="2026-11-01", gpu="H100", value=1.0)
+    newer = replace(ROW, date="2026-11-02", gpu="H200", baseline=100.0, value=150.0)
+    whole = replace(newer, metric="fixed_set_rate", value=50.0)
+    shape = replace(newer, case="8b-32k-x12", simulated_acceptance="trace")
+    latency = replace(newer, case="smol-mix", metric="first_token_p99", unit="ms")
+    text = latest_table([newer, older, whole, shape, latency])
+    lines = [line for line in text.splitlines() if "H" in line]
+    assert len(lines) == 3 and "H100" not in text
+    assert "| 1.50 | 0.98 | 0.50 | - |" in lines[0]
+    assert "simulated acceptance: trace" in lines[1] and "smol-mix, first token p99" in lines[2]
+    assert latest_table([]) == "Nothing measured yet."
