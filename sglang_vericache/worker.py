@@ -46,6 +46,7 @@ from sglang_vericache.rounds.rotation_setup import create_rotation
 from sglang_vericache.rounds.view_keeper import ViewKeeper
 from sglang_vericache.support import END_OF_OUTPUT, draft_obstacle, validate_layers
 from sglang_vericache.tree.view_builder import FullKV, ViewBuilder
+from sglang_vericache.tree.warm_up import warm_up
 from sglang_vericache.upload import to_device
 from sglang_vericache.verify.logits_consumer import create_picker
 from sglang_vericache.verify.plan_fence import fence_plans
@@ -119,24 +120,6 @@ class VeriCacheWorker(BaseSpecWorker):
         self.verifier = Verifier(self.model_runner, self.drafts, picker, self.max_position)
         backend = self.model_runner.attn_backend
         self.capture = QueryCapture(backend, self.scorer.watch, self.rotary)
-
-    def init_cuda_graphs(self) -> None:
-        runner = self.model_runner.decode_cuda_graph_runner
-        graphs = None
-        if torch.device(self.pool.device).type == "cuda" and runner is not None:
-            graphs = DraftGraphs(self.draft_step, sorted(runner.capture_bs))
-            graphs.capture()
-            widths = [horizon + 1 for horizon in horizons_up_to(self.config.horizon) if horizon]
-            self.verifier.capture(widths, max(runner.capture_bs))
-        self.drafter = Drafter(self.draft_step, graphs)
-        fence_plans(self.model_runner.attn_backend)
-
-    @property
-    def spec_v2_attn_backends(self) -> tuple:
-        return (self.model_runner.attn_backend, self.draft_backend)
-
-    def _attach_cache(self, batch: ScheduleBatch) -> None:
-        """The tree is built after the worker; the first batch brings it."""
         main = self.token_to_kv_pool_allocator.get_kvcache()
         layers = range(self.pool.storage.layers)
         attention = next(
@@ -149,6 +132,27 @@ class VeriCacheWorker(BaseSpecWorker):
             scaling=attention.scaling,
             rotary=self.rotary,
         )
+
+    def init_cuda_graphs(self) -> None:
+        runner = self.model_runner.decode_cuda_graph_runner
+        graphs = None
+        if torch.device(self.pool.device).type == "cuda" and runner is not None:
+            graphs = DraftGraphs(self.draft_step, sorted(runner.capture_bs))
+            graphs.capture()
+            widths = [horizon + 1 for horizon in horizons_up_to(self.config.horizon) if horizon]
+            self.verifier.capture(widths, max(runner.capture_bs))
+            query_heads = self.model_runner.model_config.num_attention_heads
+            dtype = self.model_runner.dtype
+            warm_up(self.full, self.pool.storage, self.scorer, query_heads, dtype)
+        self.drafter = Drafter(self.draft_step, graphs)
+        fence_plans(self.model_runner.attn_backend)
+
+    @property
+    def spec_v2_attn_backends(self) -> tuple:
+        return (self.model_runner.attn_backend, self.draft_backend)
+
+    def _attach_cache(self, batch: ScheduleBatch) -> None:
+        """The tree is built after the worker; the first batch brings it."""
         self.tree_cache = batch.tree_cache
         self.views = ViewBuilder(
             self.config, self.scorer, self.pool, self.rows, self.tree_cache.spans, self.full

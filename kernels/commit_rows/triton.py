@@ -42,7 +42,12 @@ def commit_part(
     store_rows(rows, pool, scales, place, valid, PART, BLOCK_ROWS, DIM, BLOCK_D, ROTATION)
 
 
-@triton.jit(do_not_specialize=["count"])
+# Slots are parts of larger tensors: a kernel for each way in which they may be aligned would be
+# compiled while requests wait.
+@triton.jit(
+    do_not_specialize=["count"],
+    do_not_specialize_on_alignment=["source_slots", "target_slots"],
+)
 def commit_kernel(
     key_pointers,  # [layers] int64
     value_pointers,

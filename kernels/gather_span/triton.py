@@ -55,7 +55,12 @@ def gather_part(
     store_rows(rows, pool, scales, place, valid, PART, BLOCK_ROWS, DIM, BLOCK_D, ROTATION)
 
 
-@triton.jit(do_not_specialize=["count"])
+# Slots are parts of larger tensors: a kernel for each way in which they may be aligned would be
+# compiled while requests wait.
+@triton.jit(
+    do_not_specialize=["count"],
+    do_not_specialize_on_alignment=["source_slots", "picks", "target_slots"],
+)
 def gather_kernel(
     key_pointers,  # [layers] int64
     value_pointers,
@@ -112,7 +117,12 @@ def move_rows(
     tl.store(base + target_at, tl.load(base + source_at, mask=mask), mask=mask)
 
 
-@triton.jit(do_not_specialize=["count"])
+# Slots are parts of larger tensors: a kernel for each way in which they may be aligned would be
+# compiled while requests wait.
+@triton.jit(
+    do_not_specialize=["count"],
+    do_not_specialize_on_alignment=["source_slots", "picks", "target_slots"],
+)
 def regather_kernel(
     pool_keys,  # [layers, S, HEADS, WIDTH]
     pool_values,
