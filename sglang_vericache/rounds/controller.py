@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
-from sglang_vericache.rounds.agreement import expected_yields
 from sglang_vericache.rounds.batch import Batch
 from sglang_vericache.rounds.costs import Costs, Work
 
 PLAIN = 0
 # What is not clearly better is not worth a switch.
 MARGIN = 1.05
+# Draft views are opened for what is better by this: what they cost is paid at once, and what they
+# bring comes while the batch shrinks.
+OPENING_MARGIN = 1.15
 # Plain decoding closes the views when it has been better by this much for so many steps: opening
 # them again costs what several rounds do.
 CLOSING_MARGIN, CLOSING_STEPS = 1.15, 16
@@ -114,10 +113,10 @@ class HorizonController:
 
     def plain_steps(self, batch: Batch) -> int:
         """Tokens of each request that fit into a step where nothing drafts."""
-        token = self.costs.token_seconds(batch.requests, sum(batch.contexts))
+        token = self.costs.token_seconds(batch.requests, batch.context)
         if not token or batch.token_by_token:
             return 1
-        return int(min(max(self.longest_step / 2 // token, 1), MOST_PLAIN_STEPS))
+        return int(min(max(self.longest_step / 2 / token, 1), MOST_PLAIN_STEPS))
 
     def parts(self, horizon: int, requests: int, context: int) -> int:
         """Steps in which a round is drafted, so that none is too long."""
@@ -126,45 +125,41 @@ class HorizonController:
             return 1
         return int(min(max(-(-whole // self.longest_step), 1), MOST_PARTS, horizon))
 
-    def rates(self, batch: Batch, agreements: Any = None) -> dict[int, float]:
-        """Predicted tokens a second by horizon, builds of missing views included; of those
-        horizons whose costs are known at all."""
-        total = sum(batch.contexts)
-        agreements = batch.agreements if agreements is None else agreements
-        left = batch.remaining[list(batch.drafters)] if len(batch.drafters) else np.zeros(0)
+    def rates(self, batch: Batch, hoped: float | None = None) -> dict[int, float]:
+        """Predicted tokens a second by horizon, of those whose costs are known at all.
+
+        Builds of missing views are spread over what the batch may still make.
+
+        Args:
+            hoped: agreement of those that have not drafted yet.
+        """
         rates = {}
         for horizon in self.horizons:
-            seconds = self.seconds(horizon, batch, total)
-            if seconds is None:
+            seconds = self.seconds(horizon, batch)
+            if not seconds:
                 continue
             if horizon == PLAIN:
                 rates[horizon] = batch.requests * self.plain_steps(batch) / seconds
                 continue
-            undrafted = batch.requests - len(batch.drafters)
-            tokens = float(np.minimum(expected_yields(agreements, horizon), left).sum()) + undrafted
-            rate = tokens / seconds
-            if batch.without_view:
-                to_make = max(float(batch.remaining.sum()), 1.0)
-                build = batch.without_view * self.costs.build_seconds
-                rate = to_make / (to_make / rate + build) if rate > 0 else 0.0
-            rates[horizon] = rate
+            rate = batch.tokens(horizon, hoped) / seconds
+            build = batch.without_view * self.costs.build_seconds if batch.without_view else 0.0
+            rates[horizon] = batch.left / (batch.left / rate + build)
         return rates
 
-    def seconds(self, horizon: int, batch: Batch, total: int) -> float | None:
-        """Predicted, of a round or of a plain step over contexts of ``total`` tokens."""
+    def seconds(self, horizon: int, batch: Batch) -> float | None:
+        """Predicted, of a round or of a plain step."""
         if horizon == PLAIN:
-            work = Work(self.plain_steps(batch), batch.requests, total)
+            work = Work(self.plain_steps(batch), batch.requests, batch.context)
             return self.costs.plain.seconds(work)
-        drafters = len(batch.drafters)
-        context = total
-        if drafters < batch.requests:
-            context = sum(batch.contexts[i] for i in batch.drafters)
+        drafters, context = len(batch.drafters), batch.drafting_context
+        if not drafters:
+            return None
         steps = self.parts(horizon, drafters, context)
         found = self.costs.rounds.seconds(Work(horizon, drafters, context, steps))
         if found is None:
             return None
-        undrafted = batch.requests - drafters
-        return found + steps * self.costs.token_seconds(undrafted, total - context)
+        beside = self.costs.token_seconds(batch.undrafted, batch.context - context)
+        return found + steps * beside
 
     def _choose_rotating(self, batch: Batch) -> int:
         rates = {h: rate for h, rate in self.rates(batch).items() if h != PLAIN}
@@ -175,7 +170,13 @@ class HorizonController:
         if known is None:
             return
         best = max(rates, key=lambda horizon: rates[horizon])
-        if rates[best] > MARGIN * known:
+        margin = MARGIN
+        if 2 * batch.without_view > len(batch.drafters) and PLAIN in rates:
+            if self.current == PLAIN:
+                margin = OPENING_MARGIN
+            elif rates[best] < OPENING_MARGIN * rates[PLAIN]:
+                best, margin = PLAIN, 0.0
+        if best != self.current and rates[best] > margin * known:
             before, self.current = self.current, best
             if (best == PLAIN) != (before == PLAIN):
                 self._closing = 0
@@ -195,11 +196,11 @@ class HorizonController:
                 return _Trial(horizon)
         if self._round < self._next_check or PLAIN not in self.horizons:
             return None
-        horizon = self._to_check(rates, batch)
-        if horizon is None:
+        other = self._to_check(rates, batch)
+        if other is None:
             return None
         self._checking = True
-        return _Trial(horizon)
+        return _Trial(other)
 
     def _knows(self, horizon: int) -> bool:
         if horizon == PLAIN:
@@ -211,23 +212,24 @@ class HorizonController:
         plain = self.current != PLAIN  # whether that is to be checked
         old = self._round - self._observed[plain] > self._wait[plain]
         if plain:
-            work = Work(1, batch.requests, sum(batch.contexts))
+            work = Work(1, batch.requests, batch.context)
             near = self.costs.plain.knows(work, NEAR)
             hopeless = HOPELESS if near else HOPELESS_UNKNOWN
             possible = rates.get(PLAIN, 0.0) * hopeless > rates.get(self.current, 0.0)
             return PLAIN if (old or not near) and possible else None
-        context = sum(batch.contexts[i] for i in batch.drafters)
-        near = self.costs.rounds.knows(Work(1, len(batch.drafters), context), NEAR)
+        # Views would be opened for it: of fewer requests the others tell enough.
+        drafting_work = Work(1, len(batch.drafters), batch.drafting_context)
+        near = self.costs.rounds.knows(drafting_work, NEAR, or_larger=batch.without_view > 0)
         if not old and near:
             return None
-        hoped = np.where(
-            batch.shown, batch.agreements, np.maximum(batch.agreements, HOPED_AGREEMENT)
-        )
-        drafting = {h: rate for h, rate in self.rates(batch, hoped).items() if h != PLAIN}
+        hoped = self.rates(batch, HOPED_AGREEMENT)
+        drafting = {horizon: rate for horizon, rate in hoped.items() if horizon != PLAIN}
         best = max(drafting, key=lambda horizon: drafting[horizon], default=None)
         if best is None:
             return None
-        enough = drafting[best] * (HOPELESS if not batch.without_view else 1) > rates[PLAIN]
+        enough = drafting[best] * (HOPELESS if not batch.without_view else 1) > rates.get(
+            PLAIN, 0.0
+        )
         return best if enough else None
 
     def _saw(self, plain: bool, length: int) -> None:

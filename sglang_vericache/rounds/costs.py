@@ -20,9 +20,13 @@ import numpy as np
 # not.
 MOST_KINDS = 256
 REMEMBERED = 5
-# Observations after which a kind that was not seen again counts half; the least that it counts.
+# Observations after which a kind that was not seen again counts half. What all of them count in the
+# end, to one just seen: they tell how seconds depend on the batch, not how long it takes now.
 HALF_LIFE = 64
-LEAST_WEIGHT = 0.02
+LASTING_WEIGHT = 0.1
+# Observations whose median ratio to the fit corrects it: what slows everything at once, as a
+# neighbour or heat does, takes the fit long to believe.
+DRIFT_OVER = 7
 # Kinds seen less often than this count less: one duration may be of anything.
 TRUSTED = 3
 # Observations between two fits, unless one is off by more than this ratio, or few are known.
@@ -86,7 +90,9 @@ class LinearCost:
         self._seen = np.zeros(MOST_KINDS)
         self._places = np.zeros((MOST_KINDS, 2))
         self._since_fit = 0
+        self._last: deque[tuple[float, tuple[float, ...]]] = deque(maxlen=DRIFT_OVER)
         self.observed = 0
+        self.drift = 1.0
         self.coefficients: tuple[float, ...] = ()
 
     def observe(self, work: Work, seconds: float) -> None:
@@ -98,36 +104,45 @@ class LinearCost:
         slot = self._slot(work)
         latest = self._latest[slot]
         latest.append((seconds, self._features(work)))
+        self._last.append(latest[-1])
         self._seconds[slot], self._rows[slot] = statistics.median_low(latest)
         self._stamps[slot], self._seen[slot] = self.observed, min(self._seen[slot] + 1, TRUSTED)
         off = expected is None or not 1 / SURPRISE < seconds / max(expected, 1e-9) < SURPRISE
-        if off or self.observed <= FEW or self._since_fit >= REFIT_EVERY:
+        surprised = off and self._since_fit > 1
+        if surprised or self.observed <= FEW or self._since_fit >= REFIT_EVERY:
             self._fit()
+        self._correct()
 
     def seconds(self, work: Work) -> float | None:
         """None before anything was observed."""
         if not self.coefficients:
             return None
-        parts = zip(self.coefficients, self._features(work), strict=True)
-        return sum(coefficient * feature for coefficient, feature in parts)
+        return self.drift * self._fitted(self._features(work))
 
-    def knows(self, work: Work, factor: float, length: bool = False) -> bool:
+    def knows(self, work: Work, factor: float, or_larger: bool = False) -> bool:
         """Whether something was observed within ``factor`` in requests and context.
 
         Args:
-            length: only of just this length.
+            or_larger: or beyond: smaller work is predicted better than larger.
         """
         count = len(self._latest)
-        if not count:
-            return False
         here = (_octaves(work.requests), _octaves(work.context))
-        near = (np.abs(self._places[:count] - here) <= math.log2(factor)).all(1)
-        if length:
-            near &= np.array([key[0] == work.length for key in self._keys])
+        beyond = self._places[:count] - here
+        reach = math.log2(factor)
+        near = (beyond >= -reach).all(1)
+        if not or_larger:
+            near &= (beyond <= reach).all(1)
         return bool(near.any())
 
     def has_seen(self, length: int) -> bool:
         return any(key[0] == length for key in self._keys)
+
+    def _fitted(self, features: Sequence[float]) -> float:
+        return sum(c * f for c, f in zip(self.coefficients, features, strict=True))
+
+    def _correct(self) -> None:
+        ratios = [seconds / max(self._fitted(row), 1e-9) for seconds, row in self._last]
+        self.drift = statistics.median(ratios) if len(ratios) == DRIFT_OVER else 1.0
 
     def _slot(self, work: Work) -> int:
         place = (_octaves(work.requests), _octaves(work.context))
@@ -153,7 +168,7 @@ class LinearCost:
         self._since_fit = 0
         count = len(self._latest)
         age = self.observed - self._stamps[:count]
-        weights = np.maximum(0.5 ** (age / HALF_LIFE), LEAST_WEIGHT) * self._seen[:count]
+        weights = np.maximum(0.5 ** (age / HALF_LIFE), LASTING_WEIGHT / count) * self._seen[:count]
         weights /= weights.sum()
         relative = self._rows[:count] / self._seconds[:count, None]
         scale = np.sqrt(weights @ relative**2)
@@ -219,7 +234,7 @@ class Costs:
         if not requests or not self.plain.coefficients:
             return 0.0
         _, token, by_request, by_context = self.plain.coefficients
-        return token + by_request * requests + by_context * context
+        return self.plain.drift * (token + by_request * requests + by_context * context)
 
     def describe(self) -> dict[str, Sequence[float] | float]:
         """Coefficients, for the info endpoint."""

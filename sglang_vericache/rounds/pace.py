@@ -147,27 +147,25 @@ class Pace:
         if self._round is None:
             return described
         batch = self._round.batch
-        rates, total = self.controller.rates(batch), sum(batch.contexts)
         described["batch"] = {
             "requests": batch.requests,
             "drafters": len(batch.drafters),
-            "context_tokens": total,
-            "mean_agreement": float(batch.agreements.mean()) if len(batch.drafters) else None,
+            "context_tokens": batch.context,
+            "mean_agreement": batch.mean_agreement,
         }
         described["predicted"] = {
             str(h): {
-                "seconds": self.controller.seconds(h, batch, total),
+                "seconds": self.controller.seconds(h, batch),
                 "tokens_per_s": round(rate, 1),
             }
-            for h, rate in rates.items()
+            for h, rate in self.controller.rates(batch).items()
         }
         return described
 
     def _choose(self, batch: Batch) -> Choice:
         assert self.controller is not None
         horizon = self.controller.choose(batch)
-        context = sum(batch.contexts[i] for i in batch.drafters)
-        parts = self.controller.parts(horizon, len(batch.drafters), context)
+        parts = self.controller.parts(horizon, len(batch.drafters), batch.drafting_context)
         return Choice(
             horizon,
             horizon != PLAIN or self.controller.closes_views,
@@ -199,7 +197,7 @@ class Pace:
 
     def _works(self, done: _Round) -> tuple[Work, Work | None] | None:
         """What was computed, and what was decoded plainly beside a round."""
-        contexts, total = done.batch.contexts, sum(done.batch.contexts)
+        contexts, total = done.batch.contexts, done.batch.context
         requests = len(contexts)
         if done.plain_tokens:
             return Work(done.plain_tokens, requests, total), None
@@ -268,5 +266,5 @@ class _SwitchLog:
         self._last, self._untold = now, 0
         logger.info(
             "vericache horizon: %d instead of %d for %d requests of %d tokens%s",
-            *(after, before, batch.requests, sum(batch.contexts) // max(batch.requests, 1), more),
+            *(after, before, batch.requests, batch.context // max(batch.requests, 1), more),
         )

@@ -6,6 +6,7 @@ yields come only then. Costs are like those measured on an H200.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +16,16 @@ import numpy as np
 
 from sglang_vericache.rounds.agreement import Agreement, SharedAgreement, expected_yields
 from sglang_vericache.rounds.batch import Batch
-from sglang_vericache.rounds.controller import PLAIN, HorizonController
+from sglang_vericache.rounds.controller import (
+    MOST_PARTS,
+    MOST_PLAIN_STEPS,
+    PLAIN,
+    HorizonController,
+)
 from sglang_vericache.rounds.pace import Choice, Pace
 
 HORIZONS = (PLAIN, 4, 8, 16)
-MOST_PLAIN = 8
+LONGEST_STEP = 0.03
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,15 @@ class Card:
         constant, each, by_context = self.plain
         token = constant + each * requests + by_context * context
         return tokens * token + (self.lone if tokens == 1 else 0)
+
+    def fitting(self, requests: int, context: int) -> int:
+        """Tokens of a plain step that is no longer than the pace would make it."""
+        token = self.plain_step(MOST_PLAIN_STEPS, requests, context) / MOST_PLAIN_STEPS
+        return int(min(max(LONGEST_STEP / 2 // token, 1), MOST_PLAIN_STEPS))
+
+    def round(self, horizon: int, requests: int, context: int) -> float:
+        drafting = self.draft_steps(horizon, requests, context)
+        return drafting + self.verification(horizon, requests, context)
 
     def draft_steps(self, tokens: int, requests: int, context: int) -> float:
         constant, each, by_context = self.draft
@@ -79,6 +94,7 @@ class World:
     card: Card
     requests: list[Request]
     pace: Any
+    shared: SharedAgreement = field(default_factory=SharedAgreement)
     seed: int = 0
     noise: float = 0.03
     outliers: float = 0.002
@@ -93,17 +109,18 @@ class World:
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
         self.finish = 0.0
+        self.last = Choice(PLAIN, False, 0)
         self.late: list[tuple[Request, int, int]] = []
 
     def batch(self) -> Batch:
-        count = len(self.requests)
+        requests = self.requests
         return Batch(
-            [r.context for r in self.requests],
-            range(count),
-            np.array([r.agreement.value for r in self.requests]),
-            np.array([r.agreement.shown for r in self.requests], bool),
-            np.array([r.remaining for r in self.requests], float),
-            sum(not r.view for r in self.requests),
+            [r.context for r in requests],
+            [r.remaining for r in requests],
+            range(len(requests)),
+            np.array([r.agreement.value for r in requests if r.agreement.shown]),
+            np.array(self.shared.values()),
+            sum(not r.view for r in requests),
         )
 
     def run(self, steps: int | None = None) -> float:
@@ -128,8 +145,15 @@ class World:
     def choice(self) -> Choice:
         if self.known is None:
             return self.pace.begin(self.batch())
+        if any(r.drafted for r in self.requests):
+            return self.last
         horizon = self.known(self)
-        return Choice(horizon, False, horizon, MOST_PLAIN)
+        # Steps are no longer than the pace would make them.
+        count, context = len(self.requests), sum(r.context for r in self.requests)
+        parts = -(-self.card.round(horizon, count, context) // LONGEST_STEP)
+        share = math.ceil(horizon / min(max(parts, 1), MOST_PARTS))
+        self.last = Choice(horizon, False, share, self.card.fitting(count, context))
+        return self.last
 
     def work(self, choice: Choice) -> tuple[float, list[tuple[Request, int, int]]]:
         """Seconds, and (request, drafted, tokens) of those that come to yield."""
@@ -216,20 +240,22 @@ def requests_of(
     count: int,
     context: int,
     seed: int,
-    shared: SharedAgreement | None = None,
+    shared: SharedAgreement,
     output: int = 512,
     low: float = 0.5,
     high: float = 0.99,
 ) -> list[Request]:
     """Agreements between the two, and outputs of up to so many tokens."""
-    rng, shared = random.Random(seed), shared or SharedAgreement()
+    rng = random.Random(seed)
     return [
-        Request(context, rng.randint(output // 2, output), rng.uniform(low, high), Agreement(shared))
+        Request(
+            context, rng.randint(output // 2, output), rng.uniform(low, high), Agreement(shared)
+        )
         for _ in range(count)
     ]
 
 
-def new_pace(world_clock: Callable[[], float], longest_step: float = 0.03) -> Pace:
+def new_pace(world_clock: Callable[[], float], longest_step: float = LONGEST_STEP) -> Pace:
     return Pace(16, HorizonController(HORIZONS, longest_step), world_clock)
 
 
@@ -251,10 +277,10 @@ def true_rates(world: World) -> dict[int, float]:
     left = sum(r.remaining for r in requests)
     missing = sum(not r.view for r in requests) * card.build
     truths = np.array([r.truth for r in requests])
-    rates = {PLAIN: count * MOST_PLAIN / card.plain_step(MOST_PLAIN, count, context)}
+    fitting = card.fitting(count, context)
+    rates = {PLAIN: count * fitting / card.plain_step(fitting, count, context)}
     for horizon in HORIZONS[1:]:
-        seconds = card.draft_steps(horizon, count, context)
-        seconds += card.verification(horizon, count, context)
+        seconds = card.round(horizon, count, context)
         rate = float(expected_yields(truths, horizon).sum()) / seconds
         rates[horizon] = left / (left / rate + missing)
     return rates

@@ -93,7 +93,7 @@ def test_views_where_plain_decoding_is_faster(needed):
     world = World(2000, min_context_tokens=100)
     tree = SimpleNamespace(holds_prompt=lambda *_: True, path_of=lambda req: ())
     capture = SimpleNamespace(observation=lambda rid: None, forget=lambda rid: None)
-    pace = SimpleNamespace(unusual=lambda: None)
+    pace = SimpleNamespace(unusual=lambda **_: None)
     keeper = ViewKeeper(world.config, world.views, tree, capture, pace, phases)
     one = SimpleNamespace(obstacle=None, rotates=False, full=True, view=None, row=0, drafted=0)
     one.prompt_tokens, one.memory_generation, one.budget = 900, -1, world.views.budget
