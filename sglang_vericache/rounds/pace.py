@@ -45,6 +45,8 @@ class _Round:
         drafted: most tokens drafted before the verification.
         undrafted: places of requests that are decoded plainly beside those that draft.
         builds: draft views opened in it.
+        interrupted: a prefill follows.
+        follows_prefill: the device may still work on that while it is timed.
     """
 
     batch: Batch
@@ -55,6 +57,8 @@ class _Round:
     undrafted: Sequence[int] = ()
     usual: bool = True
     builds: int = 0
+    interrupted: bool = False
+    follows_prefill: bool = False
     ended: bool = True
     works: tuple[Work, Work | None] | None = field(default=None, repr=False)
 
@@ -133,7 +137,7 @@ class Pace:
     def interrupt(self) -> None:
         """A prefill follows the last step: how long it took cannot be told."""
         if self._round is not None:
-            self._round.usual, self._round.builds = False, 0
+            self._round.usual, self._round.interrupted = False, True
 
     def describe(self) -> dict[str, Any]:
         """For the info endpoint: predictions for the batch that ran last, and what they rest on."""
@@ -181,7 +185,8 @@ class Pace:
         done.works = works = self._works(done)
         if before is None:
             return
-        if before.builds and not done.builds:
+        done.follows_prefill = before.interrupted
+        if before.builds and not (before.interrupted or before.follows_prefill):
             self._report_build(before, done)
         if not (done.usual and before.usual) or works is None or not _alike(works, before.works):
             return
@@ -211,9 +216,7 @@ class Pace:
     def _report_build(self, building: _Round, following: _Round) -> None:
         """What two rounds, of which the first opened views, took beyond the prediction."""
         assert self.controller is not None
-        if following.works is None or not following.drafted or not building.drafted:
-            return
-        if not following.usual:
+        if not (following.usual and following.drafted and building.drafted):
             return
         expected = [
             self.controller.costs.rounds.seconds(made.works[0])

@@ -88,7 +88,7 @@ class World:
     """Args:
     known: called with the world for the choice; None for the pace's own.
     slowdown: factor of all work at a time.
-    replace: a request that ends is followed by another, after a prefill.
+    arrivals: whenever a request ends another follows, after a prefill.
     """
 
     card: Card
@@ -197,7 +197,7 @@ class World:
         return stood
 
     def settle(self, outcome: list[tuple[Request, int, int]]) -> None:
-        ended = False
+        ended = 0
         for request, drafted, tokens in outcome:
             if request.remaining <= 0:
                 continue
@@ -205,17 +205,17 @@ class World:
             self.tokens += kept
             request.remaining -= kept
             request.context += kept
-            ended |= request.remaining <= 0
+            ended += request.remaining <= 0
             if drafted:
                 request.agreement.add(drafted, tokens - 1)
         if outcome:
             self.settled(sum(tokens for *_, tokens in outcome))
         if ended:
             self.requests = [r for r in self.requests if r.remaining > 0]
-            while self.arrivals and ended:
-                self.requests.append(self.arrivals.pop())
-                ended = False
-                self.finish += self.card.prefill
+            arriving, self.arrivals = self.arrivals[:ended], self.arrivals[ended:]
+            self.requests += arriving
+            self.finish += self.card.prefill * len(arriving)
+            if arriving:
                 self.interrupt()
 
     # What the pace is told; a test of another pace tells it otherwise.

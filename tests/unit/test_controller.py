@@ -135,7 +135,7 @@ def test_a_change_of_the_workload_is_noticed():
 def test_views_are_opened_for_what_pays_for_them():
     rates = {PLAIN: 1000, 4: 1500, 8: 1500, 16: 1500}
     controller = seen_all(rates | {PLAIN: 9000})
-    drive(controller, rates, 3 * FIRST_CHECK)  # now that plain decoding is slower, they are open
+    drive(controller, rates, 500)  # now that plain decoding is slower, they are open
     assert controller.current != PLAIN
     built = 256 * controller.costs.build_seconds
     assert controller.choose(batch_of(views=False, left=int(built * 100))) == PLAIN
@@ -180,9 +180,8 @@ def test_plain_decoding_is_checked_where_it_was_never_seen():
     rates = {PLAIN: 1000, 4: 1500, 8: 1500, 16: 1500}
     controller = seen_all(rates)
     few = batch_of(8)
-    chosen = drive(controller, {PLAIN: 9000, 4: 1500, 8: 1500, 16: 1500}, 60, few)
-    assert chosen[0] == PLAIN or PLAIN in chosen[:10]
-    assert chosen[-1] == PLAIN
+    chosen = drive(controller, {PLAIN: 200, 4: 80, 8: 100, 16: 90}, 60, few)
+    assert set(chosen[-40:]) == {PLAIN}
 
 
 def test_new_texts_are_tried_although_earlier_ones_did_not_agree():
