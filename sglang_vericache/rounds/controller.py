@@ -215,7 +215,8 @@ class HorizonController:
             work = Work(1, batch.requests, batch.context)
             near = self.costs.plain.knows(work, NEAR)
             hopeless = HOPELESS if near else HOPELESS_UNKNOWN
-            possible = rates.get(PLAIN, 0.0) * hopeless > rates.get(self.current, 0.0)
+            # One never observed may win.
+            possible = hopeless * rates.get(PLAIN, float("inf")) > rates.get(self.current, 0.0)
             return PLAIN if (old or not near) and possible else None
         # Views would be opened for it: of fewer requests the others tell enough.
         drafting_work = Work(1, len(batch.drafters), batch.drafting_context)
