@@ -197,7 +197,7 @@ def test_steps_that_are_never_observed_stall_nothing():
     controller = HorizonController(HORIZONS)
     chosen = [controller.choose(BATCH) for _ in range(500)]
     assert set(chosen[:200]) == set(HORIZONS)
-    assert set(chosen[-300:]) == {16}
+    assert sum(h != 16 for h in chosen[-300:]) <= 3 * TRIAL_ROUNDS
     chosen = drive(controller, {PLAIN: 2000, 4: 1000, 8: 1000, 16: 1000}, 300)
     assert chosen[-1] == PLAIN or len(set(chosen)) == 1
 

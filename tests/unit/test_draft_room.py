@@ -105,6 +105,20 @@ def test_views_where_plain_decoding_is_faster(needed):
     assert one.view is None
 
 
+def test_who_may_draft():
+    """Catches requests that are decoded plainly whatever is chosen, counted as drafting."""
+    world = World(2000, min_context_tokens=100)
+    keeper = ViewKeeper(world.config, world.views, None, None, None, None)
+    one = SimpleNamespace(obstacle=None, full=True, view=None, memory_generation=-1)
+    assert keeper.may_draft(one, 100) and not keeper.may_draft(one, 99)
+    for changed in ({"obstacle": "grammar"}, {"full": False}):
+        assert not keeper.may_draft(SimpleNamespace(**(vars(one) | changed)), 900)
+    one.memory_generation = world.views.pool.allocator.generation
+    assert not keeper.may_draft(one, 900)
+    one.view = object()
+    assert keeper.may_draft(one, 900)
+
+
 class _Phases:
     def __enter__(self):
         return self
