@@ -41,6 +41,7 @@ class _Round:
     """What is timed as a whole: a plain step, or the steps up to a verification.
 
     Attributes:
+        horizon: most tokens that it may draft.
         plain_tokens: tokens that every request decodes plainly; 0 when some request drafts.
         drafted: most tokens drafted before the verification.
         undrafted: places of requests that are decoded plainly beside those that draft.
@@ -50,6 +51,7 @@ class _Round:
     """
 
     batch: Batch
+    horizon: int
     seconds: float = 0.0
     steps: int = 0
     plain_tokens: int = 0
@@ -73,7 +75,7 @@ class Pace:
     Attributes:
         rounds_in_parts: steps that drafted and left the verification to a later one.
         plain_together: steps that decoded several plain tokens of each request.
-        chosen: rounds by horizon.
+        chosen: rounds by horizon; plain steps as PLAIN, whatever was chosen.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Pace:
         self._round: _Round | None = None
         self._before: _Round | None = None
         self._began = 0.0
+        self._shown: Batch | None = None
         self.rounds_in_parts = self.plain_together = 0
         self.chosen: Counter[int] = Counter()
 
@@ -108,8 +111,9 @@ class Pace:
             if self._round is not None:
                 self._report(self._round)
             self._choice = self._choose(batch)
-            self.chosen[self._choice.horizon] += 1
-            self._round = _Round(batch, usual=not batch.rotating)
+            if batch.drafters or self._shown is None:
+                self._shown = batch
+            self._round = _Round(batch, self._choice.horizon, usual=not batch.rotating)
         elif batch.requests != self._round.batch.requests:
             self._round.usual = False
         return self._choice
@@ -140,7 +144,8 @@ class Pace:
             self._round.usual, self._round.interrupted = False, True
 
     def describe(self) -> dict[str, Any]:
-        """For the info endpoint: predictions for the batch that ran last, and what they rest on."""
+        """For the info endpoint: predictions for the last batch in which somebody could draft, and
+        what they rest on."""
         if self.controller is None:
             return {}
         described: dict[str, Any] = {
@@ -148,9 +153,9 @@ class Pace:
             "current": self.controller.current,
             "costs": self.controller.costs.describe(),
         }
-        if self._round is None:
+        batch = self._shown
+        if batch is None:
             return described
-        batch = self._round.batch
         described["batch"] = {
             "requests": batch.requests,
             "drafters": len(batch.drafters),
@@ -182,6 +187,7 @@ class Pace:
         on that one while this is timed."""
         assert self.controller is not None
         before, self._before = self._before, done
+        self.chosen[PLAIN if done.plain_tokens else done.horizon] += 1
         done.works = works = self._works(done)
         if before is None:
             return
