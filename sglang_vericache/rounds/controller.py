@@ -82,7 +82,7 @@ class HorizonController:
 
     def choose(self, batch: Batch) -> int:
         """The horizon of the next round."""
-        if not len(batch.drafters):
+        if not batch.drafters:
             return self.current or self.horizons[-1]
         self._round += 1
         if batch.rotating:
@@ -228,10 +228,8 @@ class HorizonController:
         best = max(drafting, key=lambda horizon: drafting[horizon], default=None)
         if best is None:
             return None
-        enough = drafting[best] * (HOPELESS if not batch.without_view else 1) > rates.get(
-            PLAIN, 0.0
-        )
-        return best if enough else None
+        factor = 1.0 if batch.without_view else HOPELESS
+        return best if factor * drafting[best] > rates.get(PLAIN, 0.0) else None
 
     def _saw(self, plain: bool, length: int) -> None:
         self._observed[plain] = self._round
