@@ -79,7 +79,7 @@ class VeriCacheConfig:
         keep_tokens: tokens that the spans of one path keep in all; None when keep_ratio is set.
         horizon: draft tokens per round (k); a verify pass reads k + 1 tokens.
         horizon_policy: "adaptive" chooses among horizons up to that one, plain decoding included,
-            by measured tokens a second; "fixed" keeps to it; "auto" is adaptive on a GPU.
+            by expected tokens a second; "fixed" keeps to it; "auto" is adaptive on a GPU.
         max_step_ms: milliseconds that an adaptive scheduler step should last at most: a round
             takes several steps, or a step several plain tokens, to come near it.
         draft_dtype: pool format of the compressed KV; "auto" keeps the model's.

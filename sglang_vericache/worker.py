@@ -41,7 +41,7 @@ from sglang_vericache.rounds.draft_room import DraftRoom
 from sglang_vericache.rounds.pace import Choice, create_pace, horizons_up_to
 from sglang_vericache.rounds.policy import Candidate, RoundPlan, plan_step
 from sglang_vericache.rounds.request_state import RequestState
-from sglang_vericache.rounds.requests import RunningRequests
+from sglang_vericache.rounds.requests import RunningRequests, remaining_of
 from sglang_vericache.rounds.rotation_setup import create_rotation
 from sglang_vericache.rounds.view_keeper import ViewKeeper
 from sglang_vericache.support import END_OF_OUTPUT, draft_obstacle, validate_layers
@@ -216,17 +216,25 @@ class VeriCacheWorker(BaseSpecWorker):
     def _decode(self, batch: ScheduleBatch, on_publish) -> GenerationBatchResult:
         pending = batch.spec_info.bonus_tokens
         committed = batch.seq_lens_cpu.tolist()
-        choice = self.pace.begin(committed)
         states = self.requests.of(batch, committed)
+        remaining = remaining_of(batch, committed)
+        may_draft = self.keeper.may_draft if self.drafting else None
+        choice = self.pace.begin(
+            self.requests.describe(states, committed, remaining, may_draft)
+            if self.pace.adapts
+            else None
+        )
         reasons = self.keeper.prepare(
             *(batch.reqs, states, committed, choice if self.drafting else None),
             self.rotation.needs_views,
         )
         self.rotation.step(batch.reqs, states, committed)
-        plan = self._plan(batch, states, reasons, committed, choice)
+        plan = self._plan(states, reasons, committed, remaining, choice)
         self.rotation.check(batch.reqs, states, committed, plan)
         plain_steps = self._plain_steps(plan, states, committed, choice)
-        self.pace.planned(plain_steps if plan.only_plain else 0, plan.ends_round)
+        drafted = max((count for _, count in plan.verify), default=0)
+        only_plain = plain_steps if plan.only_plain else 0
+        self.pace.planned(only_plain, plan.ends_round, drafted, plan.plain)
         account = StepAccount(states, committed, reasons, plan, plain_steps)
 
         # SGLang's own path sets this in TpModelWorker; ours goes past it to the model runner.
@@ -252,19 +260,16 @@ class VeriCacheWorker(BaseSpecWorker):
 
     def _plan(
         self,
-        batch: ScheduleBatch,
         states: Sequence[RequestState],
         reasons: list[str | None],
         committed: Sequence[int],
+        remaining: Sequence[int],
         choice: Choice,
     ) -> RoundPlan:
         candidates = []
-        for i, (req, state) in enumerate(zip(batch.reqs, states, strict=True)):
-            # Not from output_ids, which trail by a step under overlap scheduling.
-            produced = committed[i] + 1 - len(req.origin_input_ids)
-            remaining = req.sampling_params.max_new_tokens - produced
+        for i, state in enumerate(states):
             most = state.horizon if state.rotates else min(state.horizon, choice.horizon)
-            room = min(most, remaining - 1, self.max_position - committed[i])
+            room = min(most, remaining[i] - 1, self.max_position - committed[i])
             if reasons[i] is None and room <= 0:
                 reasons[i] = END_OF_OUTPUT
             drafts, full, rotates = reasons[i] is None, state.full, state.rotates
@@ -343,7 +348,6 @@ class VeriCacheWorker(BaseSpecWorker):
         """SGLang read a step's yields back; results come in the order of the steps."""
         account = self._accounts.popleft()
         self.settled = account.settle(num_correct_drafts_per_req, self.requests.total)
-        self.pace.settle(sum(num_correct_drafts_per_req))
 
     def switch_drafting(self, on: bool) -> None:
         """Between steps: running requests go on plainly, or draft again, from the next one."""

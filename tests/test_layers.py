@@ -40,6 +40,9 @@ FREE_OF_SGLANG = (
     *("loader", "forecast", "tree/residency.py"),
     *(
         "rounds/policy.py",
+        "rounds/agreement.py",
+        "rounds/batch.py",
+        "rounds/costs.py",
         "rounds/controller.py",
         "rounds/pace.py",
         "rounds/stagger.py",

@@ -204,7 +204,7 @@ class ServingServer:
         return info["internal_states"][0].get("vericache")
 
     def pace(self) -> dict[str, Any]:
-        """What the plugin's choice of horizons has measured and done since the server's start."""
+        """What the plugin's choice of horizons rests on and has done since the server's start."""
         status = self.status() or {}
         return {name: status[name] for name in PACE if name in status}
 

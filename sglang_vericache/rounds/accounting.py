@@ -65,6 +65,7 @@ class StepAccount:
                 full_rows = committed + drafted + 1
                 counters.count_round(drafted, tokens)
                 step.count_round(drafted, tokens)
+                state.agreement.add(drafted, tokens - 1)
                 state.last_yield, state.last_reason = tokens, None
             elif i in plain:
                 reason = self.reasons[i] or ""

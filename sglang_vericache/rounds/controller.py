@@ -1,206 +1,252 @@
 """Which horizon is worth drafting, plain decoding included. Pure.
 
-Nothing is modelled: each horizon is tried for a few steps and the batch's own tokens a second
-decide. What they depend on besides, the number of requests and the length of their contexts, is
-coarse enough for every combination to be tried early and rarely again.
+Each step is predicted: seconds by what steps cost (`costs`), tokens by how each request has agreed
+so far (`agreement`). Trials are for what nothing was observed of, or only far away or long ago.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from sglang_vericache.rounds.batch import Batch
+from sglang_vericache.rounds.costs import Costs, Work
 
 PLAIN = 0
-# A switch costs views and graphs their warmth: what is not clearly better is not worth it.
+# What is not clearly better is not worth a switch.
 MARGIN = 1.05
-TRIAL_STEPS = 4
-# Steps of a trial that may go unobserved: the first builds draft views where nobody drafted before,
-# and the first plain ones tell how many of them fit into a step.
-SPARE_STEPS = 2
-# Steps before a horizon that lost is tried again; each further loss doubles them.
-FIRST_RETRY, LONGEST_RETRY = 128, 8192
-# A choice whose speed falls to this share of what it was is questioned at once.
-FALL = 0.7
-# Steps that a trial's results may be late before it is taken up again, as a whole: meanwhile the
-# choice may have closed the draft views. After so many times it ends with what was seen.
-PATIENCE = 16
-MOST_RESUMED = 2
-# Observations that count, and the share of them, the slowest, that does not: a kernel compiled,
-# a garbage collection or a neighbour's work says nothing about a horizon.
-REMEMBERED = 12
-OUTLIERS = 0.25
-
-
-@dataclass(frozen=True)
-class Load:
-    """What speeds depend on, in powers of two.
-
-    Attributes:
-        requests, context: bit lengths of the requests running and of their mean context.
-    """
-
-    requests: int
-    context: int
-
-    @classmethod
-    def of(cls, contexts: Sequence[int]) -> Load:
-        count = len(contexts)
-        return cls(count.bit_length(), (sum(contexts) // max(count, 1)).bit_length())
-
-    def distance(self, other: Load) -> int:
-        return abs(self.requests - other.requests) + abs(self.context - other.context)
+# Draft views are opened for what is better by this: what they cost is paid at once, and what they
+# bring comes while the batch shrinks.
+OPENING_MARGIN = 1.15
+# Plain decoding closes the views when it has been better by this much for so many steps: opening
+# them again costs what several rounds do.
+CLOSING_MARGIN, CLOSING_STEPS = 1.15, 16
+# Plain steps in one scheduler step: the scheduler's own work is spread over so many tokens, and
+# that many may be computed in vain behind the end of an output.
+MOST_PLAIN_STEPS = 8
+# A round is drafted in at most so many steps.
+MOST_PARTS = 4
+# A trial ends with so many observations, or after so many rounds: prefills may follow all of them.
+TRIAL_OBSERVATIONS, TRIAL_ROUNDS = 2, 6
+MOST_TRIALS = 3
+# Costs observed within this factor of requests and of context are known.
+NEAR = 4.0
+# Rounds without an observation of the other kind until it is checked; each check that does not
+# turn the choice doubles them. And rounds between any two checks.
+FIRST_CHECK, LONGEST_CHECK = 2048, 32768
+BETWEEN_CHECKS = 64
+# The other kind is not checked where it seems slower by more than this: when its costs were
+# observed nearby, and when they were not.
+HOPELESS, HOPELESS_UNKNOWN = 1.5, 3.0
+# Requests of which nothing is known may agree so well: nothing would be learnt of new texts if
+# drafting stayed closed because of earlier ones.
+HOPED_AGREEMENT = 0.95
 
 
 @dataclass
-class _Speed:
-    """The latest observations of one horizon under one load."""
-
-    observed: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
-    retry: int = FIRST_RETRY
-    due: int = 0
-
-    @property
-    def rate(self) -> float | None:
-        by_speed = sorted(self.observed, key=lambda seen: seen[0] / max(seen[1], 1))
-        kept = by_speed[: len(by_speed) - int(len(by_speed) * OUTLIERS)]
-        seconds = sum(seconds for seconds, _ in kept)
-        return sum(tokens for _, tokens in kept) / seconds if seconds > 0 else None
-
-    def add(self, seconds: float, tokens: int) -> None:
-        self.observed.append((seconds, tokens))
-
-
-@dataclass
-class _LoadState:
-    speeds: dict[int, _Speed]
-    current: int
-    step: int = 0
-    trial: int | None = None
-    left: int = 0
-    seen: int = 0
-    waited: int = 0
-    resumed: int = 0
-    reference: float = 0.0
-    queue: list[int] = field(default_factory=list)
+class _Trial:
+    horizon: int
+    rounds: int = 0
+    observed: int = 0
 
 
 class HorizonController:
-    """Chooses the horizon of each step.
+    """Chooses the horizon of each round.
 
     Args:
         horizons: ascending; PLAIN among them where plain decoding may win.
-        on_switch: told (load, from, to) when another horizon becomes the choice.
+        longest_step: seconds that a step should last at most.
+        on_switch: told (from, to, batch) when another horizon becomes the choice.
     """
 
     def __init__(
         self,
         horizons: Sequence[int],
-        on_switch: Callable[[Load, int, int], None] = lambda *_: None,
+        longest_step: float = float("inf"),
+        on_switch: Callable[[int, int, Batch], None] = lambda *_: None,
+        costs: Costs | None = None,
     ) -> None:
-        self.horizons, self.on_switch = tuple(horizons), on_switch
-        self._loads: dict[Load, _LoadState] = {}
+        self.horizons, self.longest_step, self.on_switch = tuple(horizons), longest_step, on_switch
+        self.costs = costs or Costs()
+        self.current = self.horizons[-1]
+        self._trial: _Trial | None = None
+        drafting = [horizon for horizon in reversed(self.horizons) if horizon != PLAIN]
+        self._unknown = (drafting + [h for h in self.horizons if h == PLAIN]) * MOST_TRIALS
+        self._round = 0
+        self._observed = {True: 0, False: 0}  # by whether plain: the round of the last
+        self._wait = {True: FIRST_CHECK, False: FIRST_CHECK}
+        self._next_check = 0
+        self._checking = False
+        self._pause = BETWEEN_CHECKS
+        self._closing = 0
 
-    def choose(self, load: Load) -> int:
-        """The horizon of the next step."""
-        state = self._loads.get(load)
-        if state is None:
-            state = self._loads[load] = self._enter(load)
-        state.step += 1
-        if state.trial is None:
-            self._start_trial(state)
-        if state.trial is None:
-            return state.current
-        if state.left == 0:
-            # Its last steps may not have been observed yet: results come late, or never for a
-            # step that a prefill followed.
-            state.waited += 1
-            if state.waited <= PATIENCE:
-                return state.current
-            if state.resumed == MOST_RESUMED:
-                self._end_trial(load, state, state.trial)
-                return state.current
-            state.left, state.waited = TRIAL_STEPS + SPARE_STEPS, 0
-            state.resumed += 1
-        state.left -= 1
-        return state.trial
+    def choose(self, batch: Batch) -> int:
+        """The horizon of the next round."""
+        if not batch.drafters:
+            return self.current or self.horizons[-1]
+        self._round += 1
+        if batch.rotating:
+            return self._choose_rotating(batch)
+        self._end_trial()
+        if self._trial is None:
+            rates = self.rates(batch)
+            self._decide(rates, batch)
+            self._trial = self._next_trial(rates, batch)
+        if self._trial is not None:
+            self._trial.rounds += 1
+            self._closing = 0
+            return self._trial.horizon
+        return self.current
 
-    def current(self, load: Load) -> int:
-        """The choice, whatever is being tried."""
-        return self._loads[load].current
+    @property
+    def closes_views(self) -> bool:
+        """Plain decoding has been clearly better for long enough."""
+        return self._closing >= CLOSING_STEPS
 
-    def observe(self, load: Load, horizon: int, seconds: float, tokens: int) -> None:
-        """A step under ``load`` took ``seconds`` and yielded ``tokens``, all requests together."""
-        state = self._loads.get(load)
-        if state is None or horizon not in state.speeds:
-            return
-        state.speeds[horizon].add(seconds, tokens)
-        if state.trial == horizon:
-            state.seen += 1
-            if state.seen >= TRIAL_STEPS:
-                self._end_trial(load, state, horizon)
-        elif horizon == state.current and state.trial is None:
-            self._watch(state)
+    def observe_round(self, work: Work, seconds: float) -> None:
+        self.costs.rounds.observe(work, seconds)
+        self._saw(False, work.length)
 
-    def rates(self) -> dict[Load, dict[int, float | None]]:
-        """Tokens a second by load and horizon, None where not measured."""
-        return {
-            load: {horizon: speed.rate for horizon, speed in state.speeds.items()}
-            for load, state in self._loads.items()
-        }
+    def observe_plain(self, work: Work, seconds: float) -> None:
+        self.costs.plain.observe(work, seconds)
+        self._saw(True, PLAIN)
 
-    def _enter(self, load: Load) -> _LoadState:
-        """Begin with the choice of the nearest load; the others are tried one after the other."""
-        known = min(self._loads, key=load.distance, default=None)
-        current = self.horizons[-1] if known is None else self._loads[known].current
-        state = _LoadState({horizon: _Speed() for horizon in self.horizons}, current)
+    def plain_steps(self, batch: Batch) -> int:
+        """Tokens of each request that fit into a step where nothing drafts."""
+        token = self.costs.token_seconds(batch.requests, batch.context)
+        if not token or batch.token_by_token:
+            return 1
+        return int(min(max(self.longest_step / 2 / token, 1), MOST_PLAIN_STEPS))
+
+    def parts(self, horizon: int, requests: int, context: int) -> int:
+        """Steps in which a round is drafted, so that none is too long."""
+        whole = self.costs.rounds.seconds(Work(horizon, requests, context))
+        if whole is None or horizon == PLAIN:
+            return 1
+        return int(min(max(-(-whole // self.longest_step), 1), MOST_PARTS, horizon))
+
+    def rates(self, batch: Batch, hoped: float | None = None) -> dict[int, float]:
+        """Predicted tokens a second by horizon, of those whose costs are known at all.
+
+        Builds of missing views are spread over what the batch may still make.
+
+        Args:
+            hoped: agreement of those that have not drafted yet.
+        """
+        rates = {}
+        for horizon in self.horizons:
+            seconds = self.seconds(horizon, batch)
+            if not seconds:
+                continue
+            if horizon == PLAIN:
+                rates[horizon] = batch.requests * self.plain_steps(batch) / seconds
+                continue
+            rate = batch.tokens(horizon, hoped) / seconds
+            build = batch.without_view * self.costs.build_seconds if batch.without_view else 0.0
+            rates[horizon] = batch.left / (batch.left / rate + build)
+        return rates
+
+    def seconds(self, horizon: int, batch: Batch) -> float | None:
+        """Predicted, of a round or of a plain step."""
+        if horizon == PLAIN:
+            work = Work(self.plain_steps(batch), batch.requests, batch.context)
+            return self.costs.plain.seconds(work)
+        drafters, context = len(batch.drafters), batch.drafting_context
+        if not drafters:
+            return None
+        steps = self.parts(horizon, drafters, context)
+        found = self.costs.rounds.seconds(Work(horizon, drafters, context, steps))
+        if found is None:
+            return None
+        beside = self.costs.token_seconds(batch.undrafted, batch.context - context)
+        return found + steps * beside
+
+    def _choose_rotating(self, batch: Batch) -> int:
+        rates = {h: rate for h, rate in self.rates(batch).items() if h != PLAIN}
+        return max(rates, key=lambda h: rates[h]) if len(rates) > 1 else self.horizons[-1]
+
+    def _decide(self, rates: dict[int, float], batch: Batch) -> None:
+        known = rates.get(self.current)
         if known is None:
-            state.queue = [current, *(h for h in self.horizons if h != current)]
-        else:
-            # A batch that shrinks passes through many loads: one that does not stay is not
-            # explored beyond its choice.
-            state.queue = [current]
-            for n, horizon in enumerate(h for h in self.horizons if h != current):
-                state.speeds[horizon].due = (n + 2) * 2 * TRIAL_STEPS
-        return state
-
-    def _start_trial(self, state: _LoadState) -> None:
-        if not state.queue:
-            due = [
-                horizon
-                for horizon, speed in state.speeds.items()
-                if horizon != state.current and speed.due <= state.step
-            ]
-            if not due:
-                return
-            state.queue = [min(due, key=lambda horizon: state.speeds[horizon].due)]
-        state.trial = state.queue.pop(0)
-        state.left, state.seen, state.waited, state.resumed = TRIAL_STEPS + SPARE_STEPS, 0, 0, 0
-        speed = state.speeds[state.trial]
-        if state.trial != state.current:
-            speed.observed.clear()  # old figures would outweigh the new ones
-
-    def _end_trial(self, load: Load, state: _LoadState, tried: int) -> None:
-        state.trial = None
-        current, speed = state.speeds[state.current], state.speeds[tried]
-        if tried == state.current:
             return
-        known, found = current.rate, speed.rate
-        if known is not None and found is not None and found > known * MARGIN:
-            before, state.current, state.reference = state.current, tried, 0.0
-            current.retry, current.due = FIRST_RETRY, state.step + FIRST_RETRY
-            self.on_switch(load, before, tried)
+        best = max(rates, key=lambda horizon: rates[horizon])
+        margin = MARGIN
+        if 2 * batch.without_view > len(batch.drafters) and PLAIN in rates:
+            if self.current == PLAIN:
+                margin = OPENING_MARGIN
+            elif rates[best] < OPENING_MARGIN * rates[PLAIN]:
+                best, margin = PLAIN, 0.0
+        if best != self.current and rates[best] > margin * known:
+            before, self.current = self.current, best
+            if (best == PLAIN) != (before == PLAIN):
+                self._closing = 0
+                self._wait = {True: FIRST_CHECK, False: FIRST_CHECK}
+            self.on_switch(before, best, batch)
+        if self.current == PLAIN:
+            drafting = max((rates[h] for h in rates if h != PLAIN), default=None)
+            better = drafting is not None and rates[PLAIN] > CLOSING_MARGIN * drafting
+            self._closing = self._closing + 1 if better else 0
         else:
-            speed.due = state.step + speed.retry
-            speed.retry = min(2 * speed.retry, LONGEST_RETRY)
+            self._closing = 0
 
-    def _watch(self, state: _LoadState) -> None:
-        rate = state.speeds[state.current].rate
-        if rate is None:
+    def _next_trial(self, rates: dict[int, float], batch: Batch) -> _Trial | None:
+        while self._unknown:
+            horizon = self._unknown.pop(0)
+            if not self._knows(horizon):
+                return _Trial(horizon)
+        if self._round < self._next_check or PLAIN not in self.horizons:
+            return None
+        other = self._to_check(rates, batch)
+        if other is None:
+            return None
+        self._checking = True
+        return _Trial(other)
+
+    def _knows(self, horizon: int) -> bool:
+        if horizon == PLAIN:
+            return self.costs.plain.observed >= TRIAL_OBSERVATIONS
+        return self.costs.rounds.has_seen(horizon)
+
+    def _to_check(self, rates: dict[int, float], batch: Batch) -> int | None:
+        """A horizon of the kind that is not the choice, if it may win and is not well known."""
+        plain = self.current != PLAIN  # whether that is to be checked
+        old = self._round - self._observed[plain] > self._wait[plain]
+        if plain:
+            work = Work(1, batch.requests, batch.context)
+            near = self.costs.plain.knows(work, NEAR)
+            hopeless = HOPELESS if near else HOPELESS_UNKNOWN
+            # One never observed may win.
+            possible = hopeless * rates.get(PLAIN, float("inf")) > rates.get(self.current, 0.0)
+            return PLAIN if (old or not near) and possible else None
+        # Views would be opened for it: of fewer requests the others tell enough.
+        drafting_work = Work(1, len(batch.drafters), batch.drafting_context)
+        near = self.costs.rounds.knows(drafting_work, NEAR, or_larger=batch.without_view > 0)
+        if not old and near:
+            return None
+        hoped = self.rates(batch, HOPED_AGREEMENT)
+        drafting = {horizon: rate for horizon, rate in hoped.items() if horizon != PLAIN}
+        best = max(drafting, key=lambda horizon: drafting[horizon], default=None)
+        if best is None:
+            return None
+        factor = 1.0 if batch.without_view else HOPELESS
+        return best if factor * drafting[best] > rates.get(PLAIN, 0.0) else None
+
+    def _saw(self, plain: bool, length: int) -> None:
+        self._observed[plain] = self._round
+        if self._trial is not None and (self._trial.horizon == PLAIN) == plain:
+            self._trial.observed += 1
+
+    def _end_trial(self) -> None:
+        trial = self._trial
+        if trial is None:
             return
-        state.reference = max(state.reference, rate)
-        if rate < FALL * state.reference:
-            state.reference = rate
-            for horizon, speed in state.speeds.items():
-                if horizon != state.current:
-                    speed.retry, speed.due = FIRST_RETRY, state.step
+        seen = trial.observed >= TRIAL_OBSERVATIONS
+        if not seen and trial.rounds < TRIAL_ROUNDS:
+            return
+        self._trial = None
+        if self._checking:
+            self._checking = False
+            plain = trial.horizon == PLAIN
+            self._wait[plain] = min(2 * self._wait[plain], LONGEST_CHECK)
+            self._pause = BETWEEN_CHECKS if seen else min(2 * self._pause, LONGEST_CHECK)
+            self._next_check = self._round + self._pause

@@ -4,51 +4,28 @@ from __future__ import annotations
 
 import logging
 import math
-import statistics
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from sglang_vericache.config import VeriCacheConfig
-from sglang_vericache.rounds.controller import PLAIN, HorizonController, Load
+from sglang_vericache.rounds.batch import Batch
+from sglang_vericache.rounds.controller import PLAIN, HorizonController
+from sglang_vericache.rounds.costs import Work
 
 logger = logging.getLogger(__name__)
 
-# Plain steps in one scheduler step: the scheduler's own work is spread over so many tokens, and
-# that many may be computed in vain behind the end of an output.
-MOST_PLAIN_STEPS = 8
-# A round is drafted in at most so many steps.
-MOST_PARTS = 4
-# Durations that count; their median does.
-REMEMBERED = 5
-
-
-@dataclass
-class _Step:
-    """A step is known when both are: under overlap scheduling the yields come last, else first.
-
-    Attributes:
-        plain_steps: tokens that every request decodes plainly; 0 when some request drafts.
-        ends_round: tokens drafted so far are verified in it, or there are none.
-        whole: it may draft a whole round.
-    """
-
-    load: Load
-    horizon: int
-    whole: bool
-    usual: bool = True
-    plain_steps: int = 0
-    ends_round: bool = True
-    seconds: float | None = None
-    tokens: int | None = None
+# Seconds between two log lines of switches.
+LOG_INTERVAL = 10.0
 
 
 @dataclass(frozen=True)
 class Choice:
     """Attributes:
     horizon: most tokens to draft in this round; PLAIN for none.
-    lasting: it is the choice, not a trial.
+    lasting: draft views that it does not need may be closed.
     share: most tokens to draft in this step.
     plain_steps: tokens to decode plainly in this step where nothing drafts.
     """
@@ -59,21 +36,33 @@ class Choice:
     plain_steps: int = 1
 
 
-class _Durations:
-    """Seconds by what took them."""
+@dataclass
+class _Round:
+    """What is timed as a whole: a plain step, or the steps up to a verification.
 
-    def __init__(self) -> None:
-        self._latest: defaultdict[Hashable, deque[float]] = defaultdict(
-            lambda: deque(maxlen=REMEMBERED)
-        )
+    Attributes:
+        horizon: most tokens that it may draft.
+        plain_tokens: tokens that every request decodes plainly; 0 when some request drafts.
+        drafted: most tokens drafted before the verification.
+        undrafted: places of requests that are decoded plainly beside those that draft.
+        builds: draft views opened in it.
+        interrupted: a prefill follows.
+        follows_prefill: the device may still work on that while it is timed.
+    """
 
-    def add(self, key: Hashable, seconds: float) -> None:
-        self._latest[key].append(seconds)
-
-    def usual(self, key: Hashable) -> float | None:
-        """Their median, or None before there are two: the first may be of anything."""
-        latest = self._latest.get(key, ())
-        return statistics.median(latest) if len(latest) > 1 else None
+    batch: Batch
+    horizon: int
+    seconds: float = 0.0
+    steps: int = 0
+    plain_tokens: int = 0
+    drafted: int = 0
+    undrafted: Sequence[int] = ()
+    usual: bool = True
+    builds: int = 0
+    interrupted: bool = False
+    follows_prefill: bool = False
+    ended: bool = True
+    works: tuple[Work, Work | None] | None = field(default=None, repr=False)
 
 
 class Pace:
@@ -81,130 +70,178 @@ class Pace:
 
     Args:
         controller: None keeps to ``horizon``, a whole round and one plain token a step.
-        longest_step: seconds that a step should last at most: a longer round is drafted in
-            several, and so many plain steps are taken in one.
+        groups: a round's verifications are spread over so many steps.
 
     Attributes:
         rounds_in_parts: steps that drafted and left the verification to a later one.
         plain_together: steps that decoded several plain tokens of each request.
+        chosen: rounds by horizon; plain steps as PLAIN, whatever was chosen.
     """
 
     def __init__(
         self,
         horizon: int,
         controller: HorizonController | None,
-        longest_step: float = math.inf,
         clock: Callable[[], float] = time.perf_counter,
+        groups: int = 1,
     ) -> None:
-        self.horizon, self.controller = horizon, controller
-        self.longest_step, self._clock = longest_step, clock
-        self._steps: deque[_Step] = deque()
-        self._last: _Step | None = None
-        self._began = 0.0
+        self.horizon, self.controller, self._clock, self.groups = horizon, controller, clock, groups
         self._choice = Choice(horizon, True, horizon)
+        self._round: _Round | None = None
+        self._before: _Round | None = None
+        self._began = 0.0
+        self._shown: Batch | None = None
         self.rounds_in_parts = self.plain_together = 0
-        self._plain_seconds, self._round_seconds = _Durations(), _Durations()
-        # Of the round whose steps are being reported.
-        self._seconds, self._tokens, self._usual = 0.0, 0, True
+        self.chosen: Counter[int] = Counter()
 
-    def begin(self, contexts: Sequence[int]) -> Choice:
-        """A step over requests of so many committed tokens begins."""
-        if self.controller is None:
+    @property
+    def adapts(self) -> bool:
+        return self.controller is not None
+
+    def begin(self, batch: Batch | None) -> Choice:
+        """A step begins; without a controller nothing of the batch is looked at."""
+        if self.controller is None or batch is None:
             return self._choice
         now = self._clock()
-        if self._last is not None:
-            self._last.seconds = now - self._began
-            self._report()
-        load = Load.of(contexts)
-        if self._last is None or self._last.ends_round:
-            self._choice = self._choose(load)
-        else:
-            load = self._last.load  # of the round, which goes on
-        whole = self._choice.share >= self._choice.horizon
-        self._last, self._began = _Step(load, self._choice.horizon, whole), now
-        self._steps.append(self._last)
+        if self._round is not None:
+            self._round.seconds += now - self._began
+            self._round.steps += 1
+        self._began = now
+        if self._round is None or self._round.ended:
+            if self._round is not None:
+                self._report(self._round)
+            self._choice = self._choose(batch)
+            if batch.drafters or self._shown is None:
+                self._shown = batch
+            self._round = _Round(batch, self._choice.horizon, usual=not batch.rotating)
+        elif batch.requests != self._round.batch.requests:
+            self._round.usual = False
         return self._choice
 
-    def planned(self, plain_steps: int, ends_round: bool) -> None:
-        """What the step that just began does; see `_Step`."""
+    def planned(
+        self,
+        plain_steps: int,
+        ends_round: bool,
+        drafted: int = 0,
+        undrafted: Sequence[int] = (),
+    ) -> None:
+        """What the step that just began does; see `_Round`."""
         self.rounds_in_parts += not ends_round
         self.plain_together += plain_steps > 1
-        if self._last is not None:
-            self._last.plain_steps, self._last.ends_round = plain_steps, ends_round
-            if plain_steps:
-                self._last.horizon = PLAIN  # nobody could draft, whatever was chosen
+        if self._round is not None:
+            self._round.plain_tokens, self._round.ended = plain_steps, ends_round
+            self._round.drafted, self._round.undrafted = drafted, undrafted
 
-    def unusual(self) -> None:
-        """This step does what most do not: it builds draft views."""
-        if self._last is not None:
-            self._last.usual = False
+    def unusual(self, builds: int = 0) -> None:
+        """This step does what most do not: it folds tails, or opens draft views."""
+        if self._round is not None:
+            self._round.usual = False
+            self._round.builds += builds
 
     def interrupt(self) -> None:
         """A prefill follows the last step: how long it took cannot be told."""
-        self.unusual()
+        if self._round is not None:
+            self._round.usual, self._round.interrupted = False, True
 
-    def settle(self, tokens: int) -> None:
-        """The oldest step that has not settled yielded ``tokens``."""
-        if self.controller is None:
-            return
-        for step in self._steps:
-            if step.tokens is None:
-                step.tokens = tokens
-                break
-        self._report()
-
-    def describe(self) -> dict[str, dict[str, float | None]]:
-        """Measured tokens a second by load and horizon, for the info endpoint."""
+    def describe(self) -> dict[str, Any]:
+        """For the info endpoint: predictions for the last batch in which somebody could draft, and
+        what they rest on."""
         if self.controller is None:
             return {}
-        return {
-            f"below {1 << load.requests} requests of {1 << load.context} tokens": {
-                str(horizon): rate and round(rate, 1) for horizon, rate in rates.items()
-            }
-            for load, rates in self.controller.rates().items()
+        described: dict[str, Any] = {
+            "chosen": {str(h): count for h, count in sorted(self.chosen.items())},
+            "current": self.controller.current,
+            "costs": self.controller.costs.describe(),
         }
+        batch = self._shown
+        if batch is None:
+            return described
+        described["batch"] = {
+            "requests": batch.requests,
+            "drafters": len(batch.drafters),
+            "context_tokens": batch.context,
+            "mean_agreement": batch.mean_agreement,
+        }
+        described["predicted"] = {
+            str(h): {
+                "seconds": self.controller.seconds(h, batch),
+                "tokens_per_s": round(rate, 1),
+            }
+            for h, rate in self.controller.rates(batch).items()
+        }
+        return described
 
-    def _choose(self, load: Load) -> Choice:
+    def _choose(self, batch: Batch) -> Choice:
         assert self.controller is not None
-        horizon = self.controller.choose(load)
-        whole = self._round_seconds.usual((load, horizon)) or 0.0
-        steps = min(max(math.ceil(whole / self.longest_step), 1), MOST_PARTS)
-        plain = self._plain_seconds.usual(load)
-        fitting = 1 if plain is None else int(self.longest_step / 2 / max(plain, 1e-6))
+        horizon = self.controller.choose(batch)
+        parts = self.controller.parts(horizon, len(batch.drafters), batch.drafting_context)
         return Choice(
             horizon,
-            horizon == self.controller.current(load),
-            share=math.ceil(horizon / steps),
-            plain_steps=min(max(fitting, 1), MOST_PLAIN_STEPS),
+            horizon != PLAIN or self.controller.closes_views,
+            share=math.ceil(horizon / parts),
+            plain_steps=self.controller.plain_steps(batch),
         )
 
-    def _report(self) -> None:
-        while self._steps and self.controller is not None:
-            step = self._steps[0]
-            if step.seconds is None or step.tokens is None:
-                break
-            self._steps.popleft()
-            self._seconds += step.seconds
-            self._tokens += step.tokens
-            self._usual &= step.usual
-            if step.ends_round:
-                self._report_round(step)
-                self._seconds, self._tokens, self._usual = 0.0, 0, True
-
-    def _report_round(self, last: _Step) -> None:
-        if not self._usual:
-            return
-        if last.plain_steps:
-            known = self._plain_seconds.usual(last.load) is not None
-            self._plain_seconds.add(last.load, self._seconds / last.plain_steps)
-            if not known:
-                return  # one token a step: how fast several are is what counts
-        elif last.whole:
-            # Not of rounds in parts: where the host is what takes time, parts take more of it, and
-            # would ask for more parts.
-            self._round_seconds.add((last.load, last.horizon), self._seconds)
+    def _report(self, done: _Round) -> None:
+        """Only of a round like the one before: under overlap scheduling the device still works
+        on that one while this is timed."""
         assert self.controller is not None
-        self.controller.observe(last.load, last.horizon, self._seconds, self._tokens)
+        before, self._before = self._before, done
+        self.chosen[PLAIN if done.plain_tokens else done.horizon] += 1
+        done.works = works = self._works(done)
+        if before is None:
+            return
+        done.follows_prefill = before.interrupted
+        if before.builds and not (before.interrupted or before.follows_prefill):
+            self._report_build(before, done)
+        if not (done.usual and before.usual) or works is None or not _alike(works, before.works):
+            return
+        work, beside = works
+        if done.plain_tokens:
+            self.controller.observe_plain(work, done.seconds)
+            return
+        seconds = done.seconds * self.groups
+        if beside is not None:
+            token = self.controller.costs.token_seconds(beside.requests, beside.context)
+            seconds -= done.steps * token
+        self.controller.observe_round(work, seconds)
+
+    def _works(self, done: _Round) -> tuple[Work, Work | None] | None:
+        """What was computed, and what was decoded plainly beside a round."""
+        contexts, total = done.batch.contexts, done.batch.context
+        requests = len(contexts)
+        if done.plain_tokens:
+            return Work(done.plain_tokens, requests, total), None
+        if not done.drafted:
+            return None
+        aside = sum(contexts[i] for i in done.undrafted if i < requests)
+        drafting = requests - len(done.undrafted)
+        work = Work(done.drafted, drafting, total - aside, done.steps)
+        return work, Work(1, requests - drafting, aside) if requests > drafting else None
+
+    def _report_build(self, building: _Round, following: _Round) -> None:
+        """What two rounds, of which the first opened views, took beyond the prediction."""
+        assert self.controller is not None
+        if not (following.usual and following.drafted and building.drafted):
+            return
+        expected = [
+            self.controller.costs.rounds.seconds(made.works[0])
+            for made in (building, following)
+            if made.works is not None
+        ]
+        known = [seconds for seconds in expected if seconds is not None]
+        if len(known) == 2:
+            excess = building.seconds + following.seconds - sum(known)
+            self.controller.costs.observe_build(excess, building.builds)
+
+
+def _alike(works: tuple[Work, Work | None], before: tuple[Work, Work | None] | None) -> bool:
+    if before is None:
+        return False
+    (one, beside), (other, beside_other) = works, before
+    return (one.length, one.steps) == (other.length, other.steps) and (beside is None) == (
+        beside_other is None
+    )
 
 
 def horizons_up_to(longest: int) -> tuple[int, ...]:
@@ -217,9 +254,26 @@ def create_pace(config: VeriCacheConfig, on_gpu: bool) -> Pace:
     policy = config.horizon_policy
     if policy == "fixed" or (policy == "auto" and not on_gpu):
         return Pace(config.horizon, None)
-    controller = HorizonController(horizons_up_to(config.horizon), _log_switch)
-    return Pace(config.horizon, controller, config.max_step_seconds)
+    controller = HorizonController(
+        horizons_up_to(config.horizon), config.max_step_seconds, _SwitchLog()
+    )
+    return Pace(config.horizon, controller, groups=config.stagger_groups)
 
 
-def _log_switch(load: Load, before: int, after: int) -> None:
-    logger.info("vericache horizon: %d instead of %d for %s", after, before, load)
+class _SwitchLog:
+    """A line for a switch, not for each of many."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._last, self._untold = clock, -math.inf, 0
+
+    def __call__(self, before: int, after: int, batch: Batch) -> None:
+        now = self._clock()
+        if now - self._last < LOG_INTERVAL:
+            self._untold += 1
+            return
+        more = f", and {self._untold} more switches before" if self._untold else ""
+        self._last, self._untold = now, 0
+        logger.info(
+            "vericache horizon: %d instead of %d for %d requests of %d tokens%s",
+            *(after, before, batch.requests, batch.context // max(batch.requests, 1), more),
+        )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sglang_vericache.compressors.budget import Budget
 from sglang_vericache.metrics import DraftCounters
+from sglang_vericache.rounds.agreement import Agreement
 from sglang_vericache.tree.view import DraftView
 
 
@@ -32,6 +33,7 @@ class RequestState:
         rotates: it is not among those that stay attached.
         memory_generation: count of frees when memory was last refused; asked again only after
             something was freed.
+        agreement: how its verifications ended so far.
     """
 
     rid: str
@@ -51,3 +53,4 @@ class RequestState:
     full: bool = True
     rotates: bool = False
     memory_generation: int = -1
+    agreement: Agreement = field(default_factory=Agreement)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
 from sglang_vericache.compressors.budget import Budget
@@ -12,11 +13,22 @@ from sglang_vericache.config import VeriCacheConfig
 from sglang_vericache.metrics import DraftCounters, counters_of
 from sglang_vericache.request_options import options_of
 from sglang_vericache.rounds.accounting import rows_of_plain_decoding
+from sglang_vericache.rounds.agreement import Agreement, SharedAgreement
+from sglang_vericache.rounds.batch import Batch
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.stagger import assign_group
 from sglang_vericache.support import ENDED, draft_obstacle, is_token_by_token
 from sglang_vericache.tree.view_builder import ViewBuilder
 from sglang_vericache.tree.view_plan import PathNode
+
+
+def remaining_of(batch: ScheduleBatch, committed: Sequence[int]) -> list[int]:
+    """Tokens that each request may still make."""
+    # Not from output_ids, which trail by a step under overlap scheduling.
+    return [
+        req.sampling_params.max_new_tokens - (length + 1 - len(req.origin_input_ids))
+        for req, length in zip(batch.reqs, committed, strict=True)
+    ]
 
 
 class RunningRequests:
@@ -36,6 +48,7 @@ class RunningRequests:
     ) -> None:
         self.config, self.views, self.observed, self.forget = config, views, observed, forget
         self.total = DraftCounters()
+        self.agreement = SharedAgreement()
         self._states: dict[str, RequestState] = {}
 
     def __iter__(self) -> Iterator[RequestState]:
@@ -51,6 +64,35 @@ class RunningRequests:
             committed: tokens of each request whose KV is computed.
         """
         return [self._state(r, n) for r, n in zip(batch.reqs, committed, strict=True)]
+
+    def describe(
+        self,
+        states: Sequence[RequestState],
+        committed: Sequence[int],
+        remaining: Sequence[int],
+        may_draft: Callable[[RequestState, int], bool] | None,
+    ) -> Batch:
+        """For the choice of a horizon.
+
+        Args:
+            may_draft: None while drafting is switched off.
+        """
+        drafters = [
+            i
+            for i, state in enumerate(states)
+            if may_draft is not None and may_draft(state, committed[i])
+        ]
+        shown = [states[i].agreement.value for i in drafters if states[i].agreement.shown]
+        return Batch(
+            contexts=committed,
+            remaining=remaining,
+            drafters=drafters,
+            agreements=np.array(shown),
+            others=np.array(self.agreement.values()),
+            without_view=sum(states[i].view is None for i in drafters),
+            rotating=any(state.rotates for state in states),
+            token_by_token=any(state.token_by_token for state in states),
+        )
 
     def get(self, rid: str) -> RequestState | None:
         return self._states.get(rid)
@@ -75,6 +117,7 @@ class RunningRequests:
                 prompt_tokens=committed,
                 horizon=options.horizon or self.config.horizon,
                 budget=self.views.budget_of(options.keep_ratio),
+                agreement=Agreement(self.agreement),
             )
             self._states[req.rid] = state
         elif state.row != req.kv.req_pool_idx:

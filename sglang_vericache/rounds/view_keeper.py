@@ -70,6 +70,15 @@ class ViewKeeper:
             self._opened = []
         return reasons
 
+    def may_draft(self, state: RequestState, committed: int) -> bool:
+        """Whether it drafts if drafting is chosen, as far as can be told before."""
+        if state.obstacle is not None:
+            return False
+        if state.view is not None:
+            return True
+        refused = state.memory_generation == self.views.pool.allocator.generation
+        return state.full and not refused and committed >= self.config.min_context_tokens
+
     def close(self, state: RequestState) -> None:
         if state.view is not None:
             self.views.close(state.view)
@@ -134,7 +143,7 @@ class ViewKeeper:
         fresh = committed - state.prompt_tokens <= RECENT_TOKENS
         shareable = fresh and state.prompt_tokens >= self.config.min_context_tokens
         end = state.prompt_tokens if shareable else committed
-        self.pace.unusual()
+        self.pace.unusual(builds=1)
         path, seen = self.tree.path_of(req), self.capture.observation(req.rid)
         with self.phases("build"):
             state.view = self.views.open(state.row, path, end, seen, state.budget)

@@ -18,7 +18,7 @@ CHUNK, PACE_S = (4, 0.006) if PLUGIN else (1, 0.002)
 DIES_AT = int(os.environ.get("STAND_IN_DIES_AT", "0"))
 STATUS = {
     "phase_seconds": {"draft": 0.0},
-    "horizons": {"below 4 requests of 128 tokens": {"0": 500.0, "4": 660.0}},
+    "horizons": {"chosen": {"0": 5, "4": 66}, "current": 4},
     "rounds_in_parts": 1,
     "plain_together": 2,
     "simulated_acceptance": ", ".join(os.environ.get("VERICACHE_REPLAY", "").split(":")) or None,

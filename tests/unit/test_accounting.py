@@ -69,6 +69,23 @@ def test_accepted_leaves_the_full_models_token_out(tokens, accepted):
     assert (total.drafted, total.accepted, total.round_tokens) == (4, accepted, tokens)
 
 
+def test_agreement_is_told():
+    """Catches requests whose verifications teach the choice of horizons nothing, and plain steps
+    taken for drafts that failed."""
+    one, other, ended = state(), state(), state()
+    ended.released = True
+    step = account(
+        [one, other, ended],
+        [1010] * 3,
+        [None, "grammar", None],
+        plain=[1],
+        verify=[(0, 16), (2, 16)],
+    )
+    step.settle([17, 1, 1], DraftCounters())
+    assert one.agreement.value > 0.9
+    assert not other.agreement.shown and not ended.agreement.shown
+
+
 def test_plain_step():
     """Catches plain tokens without their reason, or counted as drafted."""
     request, total = state(), DraftCounters()

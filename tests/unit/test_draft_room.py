@@ -93,7 +93,7 @@ def test_views_where_plain_decoding_is_faster(needed):
     world = World(2000, min_context_tokens=100)
     tree = SimpleNamespace(holds_prompt=lambda *_: True, path_of=lambda req: ())
     capture = SimpleNamespace(observation=lambda rid: None, forget=lambda rid: None)
-    pace = SimpleNamespace(unusual=lambda: None)
+    pace = SimpleNamespace(unusual=lambda **_: None)
     keeper = ViewKeeper(world.config, world.views, tree, capture, pace, phases)
     one = SimpleNamespace(obstacle=None, rotates=False, full=True, view=None, row=0, drafted=0)
     one.prompt_tokens, one.memory_generation, one.budget = 900, -1, world.views.budget
@@ -103,6 +103,20 @@ def test_views_where_plain_decoding_is_faster(needed):
         assert reasons == [PLAIN_IS_FASTER] and (one.view is not None) == needed
     keeper.prepare([SimpleNamespace(rid="a")], [one], [901], plain, False)
     assert one.view is None
+
+
+def test_who_may_draft():
+    """Catches requests that are decoded plainly whatever is chosen, counted as drafting."""
+    world = World(2000, min_context_tokens=100)
+    keeper = ViewKeeper(world.config, world.views, None, None, None, None)
+    one = SimpleNamespace(obstacle=None, full=True, view=None, memory_generation=-1)
+    assert keeper.may_draft(one, 100) and not keeper.may_draft(one, 99)
+    for changed in ({"obstacle": "grammar"}, {"full": False}):
+        assert not keeper.may_draft(SimpleNamespace(**(vars(one) | changed)), 900)
+    one.memory_generation = world.views.pool.allocator.generation
+    assert not keeper.may_draft(one, 900)
+    one.view = object()
+    assert keeper.may_draft(one, 900)
 
 
 class _Phases:

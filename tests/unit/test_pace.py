@@ -2,77 +2,68 @@
 
 from __future__ import annotations
 
+import logging
+
+import numpy as np
 import pytest
 
 from sglang_vericache.config import VeriCacheConfig
-from sglang_vericache.rounds.controller import PLAIN, HorizonController, Load
-from sglang_vericache.rounds.pace import (
+from sglang_vericache.rounds.batch import Batch
+from sglang_vericache.rounds.controller import (
     MOST_PARTS,
     MOST_PLAIN_STEPS,
-    Choice,
-    Pace,
-    create_pace,
-    horizons_up_to,
+    PLAIN,
+    HorizonController,
 )
+from sglang_vericache.rounds.costs import Work
+from sglang_vericache.rounds.pace import Choice, Pace, _SwitchLog, create_pace, horizons_up_to
 
 CONTEXTS = [1000] * 4
-LOAD = Load.of(CONTEXTS)
+NONE = np.zeros(0)
+
+
+def batch_of(contexts=CONTEXTS, drafters=None, **more) -> Batch:
+    places = range(len(contexts)) if drafters is None else drafters
+    left = [10000] * len(contexts)
+    return Batch(contexts, left, places, np.full(len(places), 0.8), np.array([0.8]), **more)
 
 
 class Recorder(HorizonController):
-    def __init__(self, horizons=(PLAIN, 8)) -> None:
-        super().__init__(horizons)
-        self.observed: list[tuple[float, int]] = []
+    def __init__(self, horizons=(PLAIN, 8), longest_step=float("inf")) -> None:
+        super().__init__(horizons, longest_step)
+        self.rounds: list[tuple[Work, float]] = []
+        self.plain: list[tuple[Work, float]] = []
 
-    def observe(self, load, horizon, seconds, tokens) -> None:
-        assert load == LOAD
-        self.observed.append((seconds, tokens))
-        super().observe(load, horizon, seconds, tokens)
+    def observe_round(self, work, seconds) -> None:
+        self.rounds.append((work, seconds))
+        super().observe_round(work, seconds)
 
-
-@pytest.fixture
-def recorder() -> Recorder:
-    return Recorder()
-
-
-@pytest.fixture
-def pace(recorder) -> Pace:
-    times = iter([0.0, 1.0, 3.0, 7.0, 15.0])
-    return Pace(8, recorder, clock=lambda: next(times))
+    def observe_plain(self, work, seconds) -> None:
+        self.plain.append((work, seconds))
+        super().observe_plain(work, seconds)
 
 
-def test_yields_after_the_next_step(pace, recorder):
-    """Overlap scheduling: catches tokens counted for the step that runs when they arrive."""
-    pace.begin(CONTEXTS)
-    pace.begin(CONTEXTS)
-    pace.settle(10)
-    pace.begin(CONTEXTS)
-    pace.settle(20)
-    assert recorder.observed == [(1.0, 10), (2.0, 20)]
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
-def test_yields_before_the_next_step(pace, recorder):
-    pace.begin(CONTEXTS)
-    pace.settle(10)
-    assert recorder.observed == []
-    pace.begin(CONTEXTS)
-    pace.settle(20)
-    pace.begin(CONTEXTS)
-    assert recorder.observed == [(1.0, 10), (2.0, 20)]
+def run(
+    pace: Pace, clock: Clock, seconds: float, plain: int = 0, drafted: int = 8, **more
+) -> Choice:
+    """A step; it drafts ``drafted``, and ends the round, unless told otherwise."""
+    choice = pace.begin(batch_of())
+    ends = more.pop("ends", True)
+    pace.planned(plain, ends, 0 if plain or not ends else drafted, **more)
+    clock.now += seconds
+    return choice
 
 
-def test_steps_before_a_prefill_or_with_builds_do_not_count(pace, recorder):
-    """Catches a prefill's time taken for a slow horizon."""
-    pace.begin(CONTEXTS)
-    pace.interrupt()
-    pace.settle(10)
-    pace.begin(CONTEXTS)
-    pace.unusual()
-    pace.settle(20)
-    pace.begin(CONTEXTS)
-    pace.settle(30)
-    pace.begin(CONTEXTS)
-    assert recorder.observed == [(4.0, 30)]
+def world(horizons=(8,), longest_step=0.03) -> tuple[Recorder, Clock, Pace]:
+    recorder, clock = Recorder(horizons, longest_step), Clock()
+    return recorder, clock, Pace(8, recorder, clock)
 
 
 @pytest.mark.parametrize(
@@ -86,8 +77,8 @@ def test_steps_before_a_prefill_or_with_builds_do_not_count(pace, recorder):
 )
 def test_policies(policy, on_gpu, adapts):
     pace = create_pace(VeriCacheConfig(horizon_policy=policy), on_gpu)
-    assert (pace.controller is not None) == adapts
-    assert pace.begin(CONTEXTS).horizon == 16
+    assert pace.adapts == adapts
+    assert pace.begin(batch_of() if adapts else None).horizon == 16
 
 
 @pytest.mark.parametrize(
@@ -97,102 +88,170 @@ def test_horizons(longest, horizons):
     assert horizons_up_to(longest) == horizons
 
 
-class Clock:
-    now = 0.0
+def test_only_a_round_like_the_one_before_counts():
+    """Catches a step charged with the one before it: the device is a step behind the host."""
+    recorder, clock, pace = world()
+    for seconds, drafted in ((9.0, 8), (0.02, 8), (0.03, 4), (0.01, 4), (0.01, 4)):
+        run(pace, clock, seconds, drafted=drafted)
+    run(pace, clock, 0.0)
+    assert [(w.length, round(s, 3)) for w, s in recorder.rounds] == [
+        (8, 0.02),
+        (4, 0.01),
+        (4, 0.01),
+    ]
 
-    def __call__(self) -> float:
-        return self.now
 
-
-def run(pace: Pace, clock: Clock, seconds: float, tokens: int, **done) -> Choice:
-    choice = pace.begin(CONTEXTS)
-    pace.planned(**done)
-    clock.now += seconds
-    pace.settle(tokens)
-    return choice
+def test_steps_before_a_prefill_or_with_builds_do_not_count():
+    """Catches a prefill's time taken for a slow horizon."""
+    recorder, clock, pace = world()
+    for what in ("", "", "builds", "", "", "prefill", "", ""):
+        run(pace, clock, 0.02)
+        if what == "builds":
+            pace.unusual(builds=2)
+        if what == "prefill":
+            pace.interrupt()
+            clock.now += 1.0
+    run(pace, clock, 0.0)
+    # The first, both of those marked, and the ones after them.
+    assert [round(seconds, 3) for _, seconds in recorder.rounds] == [0.02] * 3
 
 
 def test_a_long_round_takes_several_steps():
-    """Catches steps that hold up arrivals, a round whose steps are judged one by one (those that
-    only draft yield nothing), and a horizon that changes in the middle of a round."""
-    recorder, clock = Recorder(horizons=(8,)), Clock()
-    pace = Pace(8, recorder, longest_step=0.03, clock=clock)
-    whole = dict(plain_steps=0, ends_round=True)
-    assert run(pace, clock, 0.08, 20, **whole).share == 8
-    pace.begin(CONTEXTS)
-    pace.settle(0)
-    assert recorder.observed[0] == (pytest.approx(0.08), 20)
-    recorder.observed.clear()
-    part = dict(plain_steps=0, ends_round=False)
-    clock.now += 0.08
-    choices = [run(pace, clock, 0.03, 0, **part), run(pace, clock, 0.03, 0, **part)]
-    choices.append(run(pace, clock, 0.04, 20, **whole))
-    assert [(c.horizon, c.share) for c in choices] == [(8, 3)] * 3
-    pace.begin(CONTEXTS)
-    assert recorder.observed[-1] == (pytest.approx(0.1), 20)
-
-
-def test_plain_steps_fit_into_a_step():
-    """Catches several plain steps before one was timed, more than fit, and one horizon charged
-    with what another did."""
-    recorder, clock = Recorder(horizons=(PLAIN, 8)), Clock()
-    pace = Pace(8, recorder, longest_step=0.03, clock=clock)
-    plain = dict(plain_steps=1, ends_round=True)
-    assert [run(pace, clock, 0.005, 4, **plain).plain_steps for _ in range(3)] == [1, 1, 3]
-    many = dict(plain_steps=3, ends_round=True)
-    assert run(pace, clock, 0.003, 12, **many).plain_steps == 3
-    for _ in range(30):
-        choice = run(pace, clock, 0.003, 12, **many)
-    assert choice.plain_steps == MOST_PLAIN_STEPS
-    rates = recorder.rates()[LOAD]
-    assert rates[8] is None and rates[PLAIN] > 800
-
-
-def test_steps_are_whole_without_a_controller():
-    """Catches rounds of the fixed policy that are split."""
-    pace = Pace(8, None, longest_step=0.001)
-    choice = pace.begin(CONTEXTS)
-    pace.planned(1, True)
-    assert (choice.horizon, choice.share, choice.plain_steps) == (8, 8, 1)
-
-
-def test_one_slow_round_does_not_split_the_next():
-    """Catches a compiled kernel that is taken for the length of a round, and rounds in shreds."""
-    recorder, clock = Recorder(horizons=(8,)), Clock()
-    pace = Pace(8, recorder, longest_step=0.03, clock=clock)
-    whole = dict(plain_steps=0, ends_round=True)
-    for seconds in (0.02, 0.02, 9.0, 0.02, 0.02):
-        choice = run(pace, clock, seconds, 20, **whole)
-    assert choice.share == 8
-    for _ in range(5):
-        choice = run(pace, clock, 9.0, 20, **whole)
-    assert choice.share == 8 // MOST_PARTS
+    """Catches steps that hold up arrivals, a round whose steps are judged one by one, and a
+    horizon that changes in the middle of a round."""
+    recorder, clock, pace = world()
+    for _ in range(2):
+        assert run(pace, clock, 0.08).share == 8
+    for _ in range(2):
+        run(pace, clock, 0.03, ends=False)
+        run(pace, clock, 0.03, ends=False)
+        choice = run(pace, clock, 0.04)
+        assert (choice.horizon, choice.share) == (8, 3)
+    run(pace, clock, 0.0)
+    assert recorder.rounds[-1] == (Work(8, 4, 4000, steps=3), pytest.approx(0.1))
 
 
 def test_parts_do_not_ask_for_more_parts():
     """Catches a batch whose rounds the host paces: in parts they take longer, which must not split
     them further."""
-    recorder, clock = Recorder(horizons=(8,)), Clock()
-    pace = Pace(8, recorder, longest_step=0.03, clock=clock)
-    whole = dict(plain_steps=0, ends_round=True)
-    for _ in range(3):
-        run(pace, clock, 0.04, 20, **whole)
+    _, clock, pace = world()
+    for _ in range(4):
+        run(pace, clock, 0.04)
     for _ in range(20):
-        assert run(pace, clock, 0.04, 0, plain_steps=0, ends_round=False).share == 4
-        assert run(pace, clock, 0.04, 20, **whole).share == 4
+        assert run(pace, clock, 0.04, ends=False).share == 4
+        assert run(pace, clock, 0.04).share == 4
+
+
+def test_one_slow_round_does_not_split_the_next():
+    """Catches a compiled kernel that is taken for the length of a round, and rounds in shreds."""
+    _, clock, pace = world()
+    for seconds in (0.02, 0.02, 0.02, 9.0, 0.02, 0.02):
+        choice = run(pace, clock, seconds)
+    assert choice.share == 8
+    for _ in range(8):
+        choice = run(pace, clock, 9.0)
+    assert choice.share == 8 // MOST_PARTS
+
+
+def test_a_batch_that_changes_within_a_round_is_not_observed():
+    recorder, clock, pace = world()
+    for _ in range(4):
+        pace.begin(batch_of())
+        pace.planned(0, False)
+        clock.now += 0.02
+        pace.begin(batch_of([1000] * 3))
+        pace.planned(0, True, 8)
+        clock.now += 0.02
+    assert recorder.rounds == []
 
 
 def test_plain_decoding_is_judged_by_steps_of_several_tokens():
     """Catches the first steps, of one token each, told as the speed of plain decoding: the
     scheduler's own work is then all of it, and drafting wins where it should not."""
-    clock, recorder = Clock(), Recorder((PLAIN,))
-    pace = Pace(8, recorder, 0.030, clock)
+    recorder, clock, pace = world((PLAIN,))
     scheduler_s, token_s = 0.003, 0.001
-    for _ in range(8):
-        steps = pace.begin(CONTEXTS).plain_steps
-        pace.planned(steps, True)
-        clock.now += scheduler_s + steps * token_s
-        pace.settle(steps * len(CONTEXTS))
-    pace.begin(CONTEXTS)
-    tokens = [tokens // len(CONTEXTS) for _, tokens in recorder.observed]
-    assert len(tokens) >= 5 and min(tokens) >= 3
+    taken = []
+    for _ in range(12):
+        taken.append(pace.begin(batch_of()).plain_steps)
+        pace.planned(taken[-1], True)
+        clock.now += scheduler_s + taken[-1] * token_s
+    assert taken[0] == 1 and taken[-1] == MOST_PLAIN_STEPS
+    assert recorder.costs.token_seconds(4, 4000) == pytest.approx(token_s, rel=0.15)
+
+
+def test_what_is_decoded_plainly_beside_a_round_is_not_its_cost():
+    """Catches requests that cannot draft, counted as drafting."""
+    recorder, clock, pace = world((PLAIN, 8))
+    for _ in range(6):
+        run(pace, clock, 0.010, plain=2)
+    for _ in range(6):
+        run(pace, clock, 0.030, undrafted=(0, 1, 2))
+    run(pace, clock, 0.0)
+    work, seconds = recorder.rounds[-1]
+    assert (work.requests, work.context) == (1, 1000)
+    assert 0.020 < seconds < 0.030
+
+
+def test_groups_share_a_round():
+    """With four groups a step does a quarter of what a round of all would."""
+    recorder, clock = Recorder((8,)), Clock()
+    pace = Pace(8, recorder, clock, groups=4)
+    for _ in range(3):
+        run(pace, clock, 0.01)
+    assert recorder.rounds[-1][1] == pytest.approx(0.04)
+
+
+def test_builds_are_measured():
+    recorder, clock, pace = world()
+    for n in range(40):
+        run(pace, clock, 0.02 if n % 8 or not n else 0.10)
+        if n and n % 8 == 0:
+            pace.unusual(builds=4)
+    assert recorder.costs.build_seconds == pytest.approx(0.02, rel=0.1)
+
+
+def test_steps_are_whole_without_a_controller():
+    """Catches rounds of the fixed policy that are split."""
+    pace = Pace(8, None)
+    choice = pace.begin(None)
+    pace.planned(1, True)
+    pace.unusual(builds=1)
+    pace.interrupt()
+    assert (choice.horizon, choice.share, choice.plain_steps) == (8, 8, 1)
+    assert choice.lasting and pace.describe() == {}
+
+
+def test_description():
+    """What the info endpoint shows: predictions by horizon, their ground, and what was done."""
+    _, clock, pace = world((PLAIN, 4, 8))
+    assert pace.describe()["chosen"] == {}
+    for _ in range(30):
+        choice = pace.begin(batch_of())
+        pace.planned(0 if choice.horizon else choice.plain_steps, True, choice.horizon)
+        clock.now += 0.01 + 0.002 * choice.horizon
+    shown = pace.describe()
+    assert set(shown["predicted"]) == {"0", "4", "8"} == set(shown["chosen"])
+    assert all(p["seconds"] > 0 and p["tokens_per_s"] > 0 for p in shown["predicted"].values())
+    assert shown["batch"]["mean_agreement"] == pytest.approx(0.8)
+    assert len(shown["costs"]["plain_s"]) == 4 and len(shown["costs"]["round_s"]) == 7
+
+
+def test_an_empty_batch_and_one_that_cannot_draft():
+    _, clock, pace = world((PLAIN, 4, 8))
+    for batch in (batch_of([]), batch_of(drafters=[])):
+        for _ in range(5):
+            pace.begin(batch)
+            pace.planned(1 if batch.contexts else 0, True)
+            clock.now += 0.01
+        assert pace.describe()["batch"]["mean_agreement"] is None
+
+
+def test_switches_are_not_all_logged(caplog):
+    clock, batch = Clock(), batch_of()
+    log = _SwitchLog(clock)
+    with caplog.at_level(logging.INFO):
+        for second in range(25):
+            clock.now = float(second)
+            log(8, 0, batch)
+    assert len(caplog.records) == 3
+    assert "9 more switches" in caplog.text

@@ -1,0 +1,245 @@
+"""What plain steps and rounds cost, learnt from those that were timed. Pure.
+
+Seconds are linear in a few products of batch, context and drafted tokens with coefficients that
+cannot be negative, so that a batch is judged by what others took and not by trials of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# Kinds of steps that are remembered, half an octave of requests and of context wide, and of each
+# the latest durations: the median counts, so that a compiled kernel or a garbage collection does
+# not.
+MOST_KINDS = 256
+REMEMBERED = 5
+# Observations after which a kind that was not seen again counts half. What all of them count in the
+# end, to one just seen: they tell how seconds depend on the batch, not how long it takes now.
+HALF_LIFE = 64
+LASTING_WEIGHT = 0.1
+# Observations whose median ratio to the fit corrects it: what slows everything at once, as a
+# neighbour or heat does, takes the fit long to believe.
+DRIFT_OVER = 7
+# Kinds seen less often than this count less: one duration may be of anything.
+TRUSTED = 3
+# Observations between two fits, unless one is off by more than this ratio, or few are known.
+REFIT_EVERY = 8
+SURPRISE = 1.2
+FEW = 24
+# Pull of every coefficient to zero, of the constant one less: where the data leave it open how
+# seconds split, work not seen yet is expected to be cheap, so that it is tried and then known.
+RIDGE, RIDGE_CONSTANT = 1e-3, 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a step or a round computes.
+
+    Attributes:
+        length: tokens that each request drafts in a round, or decodes in a plain step.
+        requests: that take part.
+        context: committed tokens of all of them together.
+        steps: scheduler steps that a round takes.
+    """
+
+    length: int
+    requests: int
+    context: int
+    steps: int = 1
+
+
+def plain_features(work: Work) -> tuple[float, ...]:
+    """A plain step: the scheduler's own work, then each token."""
+    n = work.length
+    return (1.0, n, n * work.requests, n * work.context)
+
+
+def round_features(work: Work) -> tuple[float, ...]:
+    """A round: draft steps, one verification, and the steps beyond the first."""
+    h, b, k = work.length, work.requests, work.context
+    return (1.0, h, h * b, h * k, b * (h + 1), k, work.steps - 1)
+
+
+def _octaves(value: int) -> float:
+    return math.log2(max(value, 1))
+
+
+class LinearCost:
+    """Seconds of one kind of work.
+
+    Args:
+        features: of a `Work`; the first is 1.
+    """
+
+    def __init__(self, features: Any) -> None:
+        self._features = features
+        count = len(features(Work(1, 1, 1)))
+        self._slots: dict[tuple[int, ...], int] = {}
+        self._latest: list[deque[tuple[float, tuple[float, ...]]]] = []
+        self._keys: list[tuple[int, ...]] = []
+        self._rows = np.zeros((MOST_KINDS, count))
+        self._seconds = np.ones(MOST_KINDS)
+        self._stamps = np.zeros(MOST_KINDS)
+        self._seen = np.zeros(MOST_KINDS)
+        self._places = np.zeros((MOST_KINDS, 2))
+        self._since_fit = 0
+        self._last: deque[tuple[float, tuple[float, ...]]] = deque(maxlen=DRIFT_OVER)
+        self.observed = 0
+        self.drift = 1.0
+        self.coefficients: tuple[float, ...] = ()
+
+    def observe(self, work: Work, seconds: float) -> None:
+        if seconds <= 0 or work.length <= 0 or work.requests <= 0:
+            return
+        self.observed += 1
+        self._since_fit += 1
+        expected = self.seconds(work)
+        slot = self._slot(work)
+        latest = self._latest[slot]
+        latest.append((seconds, self._features(work)))
+        self._last.append(latest[-1])
+        self._seconds[slot], self._rows[slot] = statistics.median_low(latest)
+        self._stamps[slot], self._seen[slot] = self.observed, min(self._seen[slot] + 1, TRUSTED)
+        off = expected is None or not 1 / SURPRISE < seconds / max(expected, 1e-9) < SURPRISE
+        surprised = off and self._since_fit > 1
+        if surprised or self.observed <= FEW or self._since_fit >= REFIT_EVERY:
+            self._fit()
+        self._correct()
+
+    def seconds(self, work: Work) -> float | None:
+        """None before anything was observed."""
+        if not self.coefficients:
+            return None
+        return self.drift * self._fitted(self._features(work))
+
+    def knows(self, work: Work, factor: float, or_larger: bool = False) -> bool:
+        """Whether something was observed within ``factor`` in requests and context.
+
+        Args:
+            or_larger: or beyond: smaller work is predicted better than larger.
+        """
+        count = len(self._latest)
+        here = (_octaves(work.requests), _octaves(work.context))
+        beyond = self._places[:count] - here
+        reach = math.log2(factor)
+        near = (beyond >= -reach).all(1)
+        if not or_larger:
+            near &= (beyond <= reach).all(1)
+        return bool(near.any())
+
+    def has_seen(self, length: int) -> bool:
+        return any(key[0] == length for key in self._keys)
+
+    def _fitted(self, features: Sequence[float]) -> float:
+        return sum(c * f for c, f in zip(self.coefficients, features, strict=True))
+
+    def _correct(self) -> None:
+        ratios = [seconds / max(self._fitted(row), 1e-9) for seconds, row in self._last]
+        self.drift = statistics.median(ratios) if len(ratios) == DRIFT_OVER else 1.0
+
+    def _slot(self, work: Work) -> int:
+        place = (_octaves(work.requests), _octaves(work.context))
+        key = (work.length, work.steps, *(round(2 * octaves) for octaves in place))
+        slot = self._slots.get(key)
+        if slot is not None:
+            return slot
+        if len(self._latest) < MOST_KINDS:
+            slot = len(self._latest)
+            self._latest.append(deque(maxlen=REMEMBERED))
+            self._keys.append(key)
+        else:
+            slot = int(self._stamps.argmin())
+            del self._slots[self._keys[slot]]
+            self._latest[slot].clear()
+            self._keys[slot] = key
+        self._slots[key] = slot
+        self._seen[slot], self._places[slot] = 0, place
+        return slot
+
+    def _fit(self) -> None:
+        """Least squares of relative errors: a short step counts as much as a long one."""
+        self._since_fit = 0
+        count = len(self._latest)
+        age = self.observed - self._stamps[:count]
+        weights = np.maximum(0.5 ** (age / HALF_LIFE), LASTING_WEIGHT / count) * self._seen[:count]
+        weights /= weights.sum()
+        relative = self._rows[:count] / self._seconds[:count, None]
+        scale = np.sqrt(weights @ relative**2)
+        scale[scale == 0] = 1
+        scaled = relative / scale
+        weighted = scaled * weights[:, None]
+        gram = scaled.T @ weighted
+        gram[np.diag_indices_from(gram)] += RIDGE
+        gram[0, 0] += RIDGE_CONSTANT - RIDGE
+        self.coefficients = tuple((non_negative(gram, weighted.sum(0)) / scale).tolist())
+
+
+def non_negative(gram: Any, target: Any) -> Any:
+    """Minimises x.gram.x / 2 - target.x over x >= 0, for a positive definite ``gram``."""
+    solution = np.zeros(len(target))
+    free: list[int] = []
+    for _ in range(3 * len(target)):
+        gradient = target - gram @ solution
+        gradient[free] = 0
+        best = int(gradient.argmax())
+        if gradient[best] <= 1e-9:
+            break
+        free.append(best)
+        while free:
+            part = np.linalg.solve(gram[np.ix_(free, free)], target[free])
+            if part.min() > 0:
+                solution[:] = 0
+                solution[free] = part
+                break
+            # Go as far towards it as nothing turns negative; what is at zero leaves.
+            old = solution[free]
+            down = part <= 0
+            share = (old[down] / (old[down] - part[down])).min()
+            solution[free] = old + share * (part - old)
+            free = [i for i in free if solution[i] > 1e-12]
+    return solution
+
+
+class Costs:
+    """Of plain steps, of rounds, and of opening draft views."""
+
+    # Until enough was seen; and how much is enough, as the first builds compile kernels.
+    FIRST_BUILD_SECONDS = 0.005
+    ENOUGH_BUILDS = 3
+
+    def __init__(self) -> None:
+        self.plain, self.rounds = LinearCost(plain_features), LinearCost(round_features)
+        self._builds: deque[float] = deque(maxlen=15)
+
+    def observe_build(self, seconds: float, views: int) -> None:
+        """Opening so many views made a step longer by ``seconds``."""
+        self._builds.append(max(seconds, 0.0) / views)
+
+    @property
+    def build_seconds(self) -> float:
+        """Of one view."""
+        if len(self._builds) < self.ENOUGH_BUILDS:
+            return self.FIRST_BUILD_SECONDS
+        return statistics.median(self._builds)
+
+    def token_seconds(self, requests: int, context: int) -> float:
+        """What a plain token of each of so many requests adds to a step; 0.0 if unknown."""
+        if not requests or not self.plain.coefficients:
+            return 0.0
+        _, token, by_request, by_context = self.plain.coefficients
+        return self.plain.drift * (token + by_request * requests + by_context * context)
+
+    def describe(self) -> dict[str, Sequence[float] | float]:
+        """Coefficients, for the info endpoint."""
+        return {
+            "plain_s": self.plain.coefficients,
+            "round_s": self.rounds.coefficients,
+            "build_s": self.build_seconds,
+        }

@@ -1,0 +1,138 @@
+"""Costs learnt from timed steps."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import numpy as np
+import pytest
+
+from sglang_vericache.rounds.costs import (
+    MOST_KINDS,
+    Costs,
+    LinearCost,
+    Work,
+    non_negative,
+    plain_features,
+    round_features,
+)
+
+COEFFICIENTS = (3e-3, 0.9e-3, 3e-6, 0.9e-9, 1.2e-6, 9e-9, 1e-3)
+
+
+def true_seconds(work: Work) -> float:
+    return sum(c * f for c, f in zip(COEFFICIENTS, round_features(work), strict=True))
+
+
+def observed(count: int, seed: int = 0, noise: float = 0.05) -> LinearCost:
+    rng, cost = random.Random(seed), LinearCost(round_features)
+    for _ in range(count):
+        requests = rng.randint(1, 256)
+        work = Work(rng.choice((4, 8, 16)), requests, requests * rng.randint(500, 9000))
+        cost.observe(work, true_seconds(work) * (1 + noise * rng.uniform(-1, 1)))
+    return cost
+
+
+def test_a_batch_never_seen_is_predicted():
+    cost = observed(200)
+    for requests, context in ((3, 4000), (50, 200_000), (200, 1_500_000)):
+        for horizon in (4, 8, 16):
+            work = Work(horizon, requests, context)
+            assert cost.seconds(work) == pytest.approx(true_seconds(work), rel=0.12)
+
+
+def test_no_coefficient_is_negative():
+    """Catches a batch that would take less time the larger it is."""
+    for seed in range(20):
+        assert min(observed(30, seed, noise=0.4).coefficients) >= 0
+
+
+def test_least_squares_without_negatives():
+    """Against what every choice of free variables gives."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        rows, target = rng.normal(size=(12, 4)), rng.normal(size=12)
+        gram, moved = rows.T @ rows + 1e-6 * np.eye(4), rows.T @ target
+        best = 0.0
+        for mask in range(1, 16):
+            free = [i for i in range(4) if mask >> i & 1]
+            part = np.linalg.solve(gram[np.ix_(free, free)], moved[free])
+            if part.min() >= 0:
+                best = min(best, float(-part @ moved[free] / 2))
+        x = non_negative(gram, moved)
+        assert x.min() >= 0
+        assert x @ gram @ x / 2 - moved @ x == pytest.approx(best, abs=1e-9)
+
+
+def test_a_pause_changes_nothing():
+    cost, work = LinearCost(round_features), Work(8, 32, 32000)
+    for n in range(30):
+        cost.observe(work, 2.0 if n in (3, 17) else 0.02)
+    assert cost.seconds(work) == pytest.approx(0.02, rel=0.02)
+
+
+def test_costs_that_change_are_followed():
+    """Catches a neighbour, or heat, that is not noticed at the batch that runs."""
+    cost, work = observed(300), Work(8, 64, 64 * 1000)
+    for _ in range(12):
+        cost.observe(work, 1.6 * true_seconds(work))
+    assert cost.seconds(work) > 1.2 * true_seconds(work)
+    for _ in range(200):
+        cost.observe(work, 1.6 * true_seconds(work))
+    assert cost.seconds(work) == pytest.approx(1.6 * true_seconds(work), rel=0.06)
+
+
+def test_what_was_not_seen_is_expected_to_be_cheap():
+    """Catches a larger batch that is never tried because one request took as long."""
+    cost = LinearCost(plain_features)
+    for _ in range(5):
+        cost.observe(Work(8, 1, 1000), 0.008)
+    assert cost.seconds(Work(8, 128, 128_000)) < 0.008 * 30
+
+
+def test_nothing_is_known_at_first():
+    cost = LinearCost(plain_features)
+    work = Work(1, 4, 4000)
+    assert cost.seconds(work) is None and not cost.knows(work, 4)
+    cost.observe(work, 0.0)
+    cost.observe(Work(1, 0, 0), 1.0)
+    assert cost.seconds(work) is None
+
+
+def test_what_is_near():
+    cost = LinearCost(plain_features)
+    cost.observe(Work(1, 16, 16000), 0.01)
+    assert cost.knows(Work(8, 5, 16000), 4) and cost.knows(Work(1, 60, 60000), 4)
+    assert not cost.knows(Work(1, 3, 16000), 4) and not cost.knows(Work(1, 16, 70000), 4)
+    assert cost.knows(Work(1, 1, 100), 4, or_larger=True)
+    assert not cost.knows(Work(1, 70, 16000), 4, or_larger=True)
+
+
+def test_memory_and_time_are_bounded():
+    cost = observed(6000)
+    assert len(cost._slots) <= MOST_KINDS
+    began = time.perf_counter()
+    for _ in range(50):
+        cost._fit()
+    assert (time.perf_counter() - began) / 50 < 0.02  # some 0.2 ms on an idle core
+
+
+def test_the_lone_token_pays_for_the_scheduler():
+    """Catches plain decoding judged by steps of one token."""
+    costs = Costs()
+    for tokens in (1, 1, 8, 8, 8, 4, 4):
+        costs.plain.observe(Work(tokens, 32, 32000), 0.003 + tokens * 0.001)
+    assert costs.token_seconds(32, 32000) == pytest.approx(0.001, rel=0.1)
+    assert costs.plain.seconds(Work(1, 32, 32000)) == pytest.approx(0.004, rel=0.1)
+    assert costs.token_seconds(0, 0) == 0
+
+
+def test_builds():
+    """Catches the first build, which compiles kernels, taken for what builds cost."""
+    costs = Costs()
+    costs.observe_build(60.0, 2)
+    assert costs.build_seconds == Costs.FIRST_BUILD_SECONDS
+    for _ in range(4):
+        costs.observe_build(0.04, 4)
+    assert costs.build_seconds == pytest.approx(0.01)
