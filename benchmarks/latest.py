@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 from benchmarks.registry import CASES
 from benchmarks.rows import Row
-from benchmarks.tables import case_cell, factor, number
+from benchmarks.tables import (
+    case_cell,
+    case_place,
+    factor_cell,
+    markdown,
+    number,
+    rounds_cell,
+    wanted_cell,
+)
 
 # The rate that a case is about, and others of the same requests.
 MAIN = "decode_rate"
@@ -20,8 +28,7 @@ def latest(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
         metrics = found.setdefault(row.case, {})
         if row.metric not in metrics or row.date >= metrics[row.metric].date:
             metrics[row.metric] = row
-    order = {name: i for i, name in enumerate(CASES)}
-    return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
+    return dict(sorted(found.items(), key=lambda item: case_place(item[0])))
 
 
 def latest_table(rows: Sequence[Row]) -> str:
@@ -34,15 +41,12 @@ def latest_table(rows: Sequence[Row]) -> str:
                 lines.append(_line(row, f"{name}, {metric.replace('_', ' ')}", {}))
     if not lines:
         return "Nothing measured yet."
-    columns = list(lines[0])
-    text = [columns, ["---"] * len(columns), *([line[c] for c in columns] for line in lines)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in text)
+    return markdown(list(lines[0]), lines)
 
 
 def _line(row: Row, name: str, metrics: dict[str, Row]) -> dict[str, str]:
     case = CASES.get(row.case)
-    wanted = case.least_factor if case else None
-    beside = {title: _factor(metrics.get(metric)) for metric, title in BESIDE.items()}
+    beside = {title: factor_cell(metrics.get(metric)) for metric, title in BESIDE.items()}
     return {
         "case": name,
         "prompt tokens x requests": f"{case.context} x {case.requests or 'arrivals'}"
@@ -50,15 +54,10 @@ def _line(row: Row, name: str, metrics: dict[str, Row]) -> dict[str, str]:
         else "-",
         "without": f"{number(row.baseline)} {row.unit}",
         "with": f"{number(row.value)} {row.unit}",
-        "factor": _factor(row),
-        "wanted": "-" if wanted is None else f"{wanted:g}",
+        "factor": factor_cell(row),
+        "wanted": wanted_cell(row),
         **beside,
-        "tokens a round": "-" if row.tokens_per_round is None else f"{row.tokens_per_round:.1f}",
+        "tokens a round": rounds_cell(row),
         "on": row.gpu,
         "commit": row.commit[:7],
     }
-
-
-def _factor(row: Row | None) -> str:
-    gained = None if row is None else factor(row)
-    return "-" if gained is None else f"{gained:.2f}"

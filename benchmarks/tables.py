@@ -21,8 +21,12 @@ def newest(rows: Sequence[Row]) -> list[Row]:
         key = (row.case, row.metric, row.model, flags, row.gpu)
         if key not in last or row.date >= last[key].date:
             last[key] = row
-    order = {name: i for i, name in enumerate(CASES)}
-    return sorted(last.values(), key=lambda row: order.get(row.case, len(order)))
+    return sorted(last.values(), key=lambda row: case_place(row.case))
+
+
+def case_place(name: str) -> int:
+    """Registered cases in their order, then the others."""
+    return list(CASES).index(name) if name in CASES else len(CASES)
 
 
 def flag_groups(flags: str) -> list[str]:
@@ -65,7 +69,7 @@ def _count(value: int | None) -> str:
     return "-" if value is None else str(value)
 
 
-def _rounds(row: Row) -> str:
+def rounds_cell(row: Row) -> str:
     return "-" if row.tokens_per_round is None else f"{row.tokens_per_round:.1f}"
 
 
@@ -81,11 +85,27 @@ def factor(row: Row) -> float | None:
     return row.baseline / row.value if small_is_good else row.value / row.baseline
 
 
-def _serving_line(row: Row) -> dict[str, str]:
-    case, gained = CASES.get(row.case), factor(row)
+def factor_cell(row: Row | None) -> str:
+    gained = None if row is None else factor(row)
+    return "-" if gained is None else f"{gained:.2f}"
+
+
+def wanted_cell(row: Row) -> str:
+    case = CASES.get(row.case)
     wanted = case.least_factor if case else None
     if row.metric == "queue_rate_of_attached":
         wanted = LEAST_OF_ATTACHED
+    return "-" if wanted is None else f"{wanted:g}"
+
+
+def markdown(columns: Sequence[str], lines: Sequence[dict[str, str]]) -> str:
+    text = [columns, ["---"] * len(columns)]
+    text += [[line.get(column, "-").replace("|", "\\|") for column in columns] for line in lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in text)
+
+
+def _serving_line(row: Row) -> dict[str, str]:
+    case = CASES.get(row.case)
     return {
         "prompt tokens": str(case.context) if case else "-",
         "requests": str(case.requests or "-") if case else "-",
@@ -93,9 +113,9 @@ def _serving_line(row: Row) -> dict[str, str]:
         "without": number(row.baseline),
         "with": number(row.value),
         "unit": row.unit,
-        "factor": "-" if gained is None else f"{gained:.2f}",
-        "wanted": "-" if wanted is None else f"{wanted:g}",
-        "tokens a round": _rounds(row),
+        "factor": factor_cell(row),
+        "wanted": wanted_cell(row),
+        "tokens a round": rounds_cell(row),
     }
 
 
@@ -105,7 +125,7 @@ def _plain_line(row: Row) -> dict[str, str]:
         "value": number(row.value),
         "baseline": number(row.baseline),
         "unit": row.unit,
-        "tokens a round": _rounds(row),
+        "tokens a round": rounds_cell(row),
         "mismatches": _count(row.mismatches),
         "near ties": _count(row.near_ties),
     }
@@ -129,9 +149,7 @@ def table(name: str, rows: Sequence[Row]) -> str:
         )
     # A column that no row fills says nothing.
     columns = [c for c in dict.fromkeys(c for line in lines for c in line) if _filled(c, lines)]
-    text = [columns, ["---"] * len(columns)]
-    text += [[line.get(column, "-").replace("|", "\\|") for column in columns] for line in lines]
-    made = "\n".join(f"| {' | '.join(cells)} |" for cells in text)
+    made = markdown(columns, lines)
     if common:
         made += f"\n\nAll with `{' '.join(common)}`."
     return made + f"\n\n{_versions(shown)} [Rows](RESULTS/{name}.jsonl) with spreads and commands."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,21 @@ class Comparison:
             *decode_notes(basis, ours.of(case), best.of(case)),
         ]
         per_round = basis.run(mine)["tokens_per_round"]
-        row = self._row(
+        return "serving.jsonl", self._rate_row(
+            *(case, ours, metric, rates, baseline, per_round, parts)
+        )
+
+    def _rate_row(
+        self,
+        case: str,
+        ours: Measured,
+        metric: str,
+        rates: Sequence[float],
+        baseline: Sequence[float],
+        per_round: float | None,
+        notes: Iterable[str],
+    ) -> Row:
+        return self._row(
             case,
             ours,
             metric=metric,
@@ -154,9 +168,8 @@ class Comparison:
             baseline=round(statistics.median(baseline), 1),
             unit="tokens/s",
             tokens_per_round=per_round and round(per_round, 3),
-            note="; ".join(parts),
+            note="; ".join(notes),
         )
-        return "serving.jsonl", row
 
     def _baseline_note(
         self, best: Measured, plains: Sequence[Measured], case: str, basis: Basis
@@ -221,17 +234,9 @@ class Comparison:
         per_round = median_queue_run(mine[-1])["tokens_per_round"]
         notes = queue_notes(mine[-1], theirs[-1], rates, baseline, self.order)
         pools = filter(None, [pool_note(ours.last["flags"], other.last["flags"])])
-        row = self._row(
-            case,
-            ours,
-            metric=metric,
-            value=round(statistics.median(rates), 1),
-            baseline=round(statistics.median(baseline), 1),
-            unit="tokens/s",
-            tokens_per_round=per_round and round(per_round, 3),
-            note="; ".join((*pools, *notes)),
+        return "offload.jsonl", self._rate_row(
+            *(case, ours, metric, rates, baseline, per_round, (*pools, *notes))
         )
-        return "offload.jsonl", row
 
     def _exactness(self, case: str, ours: Measured, plains: Sequence[Measured]) -> Iterator:
         """How often outputs part, beside how often the unmodified server's own do."""

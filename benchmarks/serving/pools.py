@@ -5,18 +5,16 @@ The unmodified server has one pool, ours a draft pool beside it, which its main 
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 from benchmarks.registry import Case
 from benchmarks.serving.shapes import PREFIX, SHAPES
 from sglang_vericache.compressors.budget import ALWAYS_KEPT_TOKENS, Budget
 from sglang_vericache.config import VeriCacheConfig
-from sglang_vericache.forecast.shape import shape_of
+from sglang_vericache.forecast.shape import shape_from, shape_of
+from sglang_vericache.metrics import RowBytes
 
 # As the server sizes it by itself: no more of the KV memory than this for requests' drafts.
 MOST_FOR_DRAFTS = 1 / 4
@@ -40,30 +38,16 @@ class Pools:
         return f"{main} --vericache-draft-memory {self.draft_bytes >> 20}MiB"
 
 
-@dataclass(frozen=True)
-class RowBytes:
-    """Of one token, over all layers and kv heads."""
+def row_bytes(model: str) -> RowBytes:
+    """Of ``shape:NAME`` or of a checkpoint folder."""
+    import torch
 
-    main: int
-    draft: int
+    from sglang_vericache.kernels.pool_format import create_format
 
-    @classmethod
-    def of(cls, model: str) -> RowBytes:
-        """Of ``shape:NAME`` or of a checkpoint folder."""
-        import torch
-
-        from sglang_vericache.kernels.pool_format import create_format
-
-        if model.startswith(PREFIX):
-            values: dict[str, Any] = SHAPES[model.removeprefix(PREFIX)]
-        else:
-            values = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
-            values = values.get("text_config") or values
-        heads = values["num_attention_heads"]
-        dim = values.get("head_dim") or values["hidden_size"] // heads
-        rows = values["num_hidden_layers"] * (values.get("num_key_value_heads") or heads)
-        main = 2 * dim * 2 * rows if model.startswith(PREFIX) else shape_of(model).token_bytes
-        return cls(main, rows * create_format(DRAFT_DTYPE, torch.bfloat16).row_bytes(dim))
+    name = model.removeprefix(PREFIX)
+    shape = shape_from(name, SHAPES[name]) if model.startswith(PREFIX) else shape_of(model)
+    draft = create_format(DRAFT_DTYPE, torch.bfloat16).row_bytes(shape.head_dim)
+    return RowBytes(draft=shape.rows * draft, full=shape.token_bytes)
 
 
 def pools(case: Case, row: RowBytes, offloads: bool) -> Pools:
@@ -73,11 +57,11 @@ def pools(case: Case, row: RowBytes, offloads: bool) -> Pools:
     than MOST_FOR_DRAFTS; without, of as many as find room beside it.
     """
     assert case.pool_tokens is not None
-    budget = case.pool_tokens * row.main
+    budget = case.pool_tokens * row.full
     requests = case.requests
     if not offloads:
         while requests > 1:
-            used = main_tokens(case, requests) * row.main + draft_slots(case, requests) * row.draft
+            used = main_tokens(case, requests) * row.full + draft_slots(case, requests) * row.draft
             if used <= budget:
                 break
             requests -= 1
@@ -85,7 +69,7 @@ def pools(case: Case, row: RowBytes, offloads: bool) -> Pools:
     if offloads:
         draft = min(draft, int(MOST_FOR_DRAFTS * budget))
     draft = math.ceil(draft / (1 << 20)) << 20  # the flag's unit
-    return Pools((budget - draft) // row.main, draft)
+    return Pools((budget - draft) // row.full, draft)
 
 
 def main_tokens(case: Case, requests: int) -> int:

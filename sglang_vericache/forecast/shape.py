@@ -19,11 +19,15 @@ class Shape:
     Attributes:
         weight_bytes: that a forward reads.
         token_bytes: keys and values of one token, all layers.
+        rows: layers times kv heads: a token has a key and a value in each.
+        head_dim: of both.
     """
 
     name: str
     weight_bytes: int
     token_bytes: int
+    rows: int
+    head_dim: int
 
 
 # Parameters in billions, layers, kv heads, head dimension; bfloat16.
@@ -36,7 +40,7 @@ _KNOWN = {
     "smollm2-135m": (0.135, 30, 3, 64),
 }
 KNOWN: dict[str, Shape] = {
-    name: Shape(name, int(billions * 2e9), 2 * layers * heads * dim * 2)
+    name: Shape(name, int(billions * 2e9), 2 * layers * heads * dim * 2, layers * heads, dim)
     for name, (billions, layers, heads, dim) in _KNOWN.items()
 }
 
@@ -59,10 +63,15 @@ def shape_of(model: str) -> Shape:
         config = json.loads(file.read_text())
     except ValueError as error:
         raise VeriCacheConfigError(f"--model {model!r}: {file} is not JSON ({error}).") from None
-    return _shape_from(model, config)
+    return shape_from(model, config)
 
 
-def _shape_from(model: str, config: Mapping[str, Any]) -> Shape:
+def shape_from(model: str, config: Mapping[str, Any]) -> Shape:
+    """Of the contents of a config.json.
+
+    Raises:
+        VeriCacheConfigError: a model whose KV is of another kind.
+    """
     config = config.get("text_config") or config
     try:
         layers, hidden = config["num_hidden_layers"], config["hidden_size"]
@@ -84,4 +93,5 @@ def _shape_from(model: str, config: Mapping[str, Any]) -> Shape:
     attention = hidden * dim * (2 * heads + 2 * kv_heads)
     embeddings = vocabulary * hidden * (1 if config.get("tie_word_embeddings") else 2)
     weights = layers * (attention + 3 * hidden * ffn) + embeddings
-    return Shape(Path(model).name, weights * size, 2 * layers * kv_heads * dim * size)
+    rows = layers * kv_heads
+    return Shape(Path(model).name, weights * size, 2 * rows * dim * size, rows, dim)

@@ -12,7 +12,7 @@ from benchmarks.serving import queue
 from benchmarks.serving.__main__ import OURS, _with_pools
 from benchmarks.serving.figures import Stream
 from benchmarks.serving.join import Comparison
-from benchmarks.serving.pools import RowBytes, draft_slots, main_tokens, pool_note, pools
+from benchmarks.serving.pools import draft_slots, main_tokens, pool_note, pools, row_bytes
 from benchmarks.serving.queue import (
     best_level,
     concurrencies,
@@ -24,6 +24,7 @@ from benchmarks.serving.queue import (
     slowest_to_median,
 )
 from benchmarks.tables import table
+from sglang_vericache.metrics import RowBytes
 
 QUEUED = Case(
     *("q", "", "", 100, 8, 2.0, "serving"), tokens=20, queued=True, pool_tokens=400, host_gb=1.5
@@ -94,17 +95,17 @@ def test_the_host_tier_holds_the_case(name):
 
 # The same KV memory for every server
 
-SMOL_ROW = RowBytes(2 * 30 * 3 * 64 * 2, 30 * 3 * 72)
+SMOL_ROW = RowBytes(full=2 * 30 * 3 * 64 * 2, draft=30 * 3 * 72)
 WITH_POOL = [case for case in CASES.values() if case.queued]
 
 
 def row_of(case: Case) -> RowBytes:
-    return RowBytes.of(case.model) if case.model.startswith("shape:") else SMOL_ROW
+    return row_bytes(case.model) if case.model.startswith("shape:") else SMOL_ROW
 
 
 def test_bytes_of_a_row():
     """Mistral Small 24B: 40 layers of 8 heads of 128; int4 with two scales and two offsets."""
-    assert RowBytes.of("shape:24b") == RowBytes(163_840, 40 * 8 * (128 + 8))
+    assert row_bytes("shape:24b") == RowBytes(full=163_840, draft=40 * 8 * (128 + 8))
 
 
 @pytest.mark.parametrize("case", WITH_POOL, ids=lambda case: case.name)
@@ -113,8 +114,8 @@ def test_both_pools_take_what_one_takes(case, offloads):
     """Catches a gain that is bought with more memory."""
     row = row_of(case)
     split = pools(case, row, offloads)
-    budget = case.pool_tokens * row.main
-    assert budget - row.main < split.main_tokens * row.main + split.draft_bytes <= budget
+    budget = case.pool_tokens * row.full
+    assert budget - row.full < split.main_tokens * row.full + split.draft_bytes <= budget
     assert f"--max-total-tokens {split.main_tokens} " in split.flags
     views = draft_slots(case, case.requests) * row.draft
     if offloads:
