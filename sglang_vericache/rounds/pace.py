@@ -85,7 +85,7 @@ class Pace:
         clock: Callable[[], float] = time.perf_counter,
         groups: int = 1,
     ) -> None:
-        self.horizon, self.controller, self._clock, self.groups = horizon, controller, clock, groups
+        self.controller, self._clock, self.groups = controller, clock, groups
         self._choice = Choice(horizon, True, horizon)
         self._round: _Round | None = None
         self._before: _Round | None = None
