@@ -20,6 +20,9 @@ from benchmarks.rows import Row, append
 from sglang_vericache.kernels.pool_format import create_format
 
 FORMATS = ("bfloat16", "fp8_e4m3", "int4")
+# The main pool's, which verify passes read; and their tokens of a request.
+MAIN_FORMAT = "bfloat16"
+VERIFY_WIDTHS = (4, 8, 16, 17)
 CALLS_IN_GRAPH = 24
 REPLAYS = 15
 COPY_BYTES = 2 << 30
@@ -104,6 +107,18 @@ def lines(options: argparse.Namespace, best: float) -> Iterator[dict]:
                     timed = prepare()
                     yield head | {"op": op} | figures(time_us(timed.calls), timed.moved_bytes, best)
             del case
+            if name == MAIN_FORMAT and options.op in (None, "verify attention"):
+                yield from verify_passes(shape, head, best)
+
+
+def verify_passes(shape, head: dict, best: float) -> Iterator[dict]:
+    from benchmarks.verify_case import verify_attention
+
+    for width in VERIFY_WIDTHS:
+        timed = verify_attention(shape, width)
+        op = f"verify attention, {width} tokens"
+        yield head | {"op": op} | figures(time_us(timed.calls), timed.moved_bytes, best)
+        del timed
 
 
 def figures(us: float, moved_bytes: int, best: float) -> dict:

@@ -100,7 +100,7 @@ class VeriCacheConfig:
     compressor: CompressorSpec = CompressorSpec()
     keep_ratio: float | None = 0.2
     keep_tokens: int | None = None
-    horizon: int = 16
+    horizon: int = 15
     horizon_policy: str = "auto"
     max_step_ms: int = 30
     draft_dtype: str = "auto"

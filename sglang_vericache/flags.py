@@ -122,7 +122,7 @@ FLAGS: tuple[Flag, ...] = (
         "Tokens that the compressed cache keeps of each context; instead of a ratio.",
     ),
     _integer_flag(
-        "vericache_horizon", "horizon", "Tokens drafted before each verification (default 16)."
+        "vericache_horizon", "horizon", "Tokens drafted before each verification (default 15)."
     ),
     Flag(
         "vericache_horizon_policy",

@@ -245,8 +245,11 @@ def _alike(works: tuple[Work, Work | None], before: tuple[Work, Work | None] | N
 
 
 def horizons_up_to(longest: int) -> tuple[int, ...]:
-    """What the controller may choose from."""
-    return tuple(sorted({PLAIN, longest // 4, longest // 2, longest}))
+    """What the controller may choose from: verifications half and a quarter as wide, so that 16, 8
+    and 4 tokens of a request, with any group of heads that is a power of two, fill the tiles in
+    which FlashInfer takes queries."""
+    width = longest + 1
+    return tuple(sorted({PLAIN, width // 4 - 1, width // 2 - 1, longest} - {-1}))
 
 
 def create_pace(config: VeriCacheConfig, on_gpu: bool) -> Pace:

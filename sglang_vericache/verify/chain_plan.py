@@ -74,6 +74,7 @@ class ChainPlan:
         self._kv_indptr_host = torch.zeros(size + 1, dtype=torch.int32).pin_memory()
         self._query_indptr = (torch.arange(size + 1, dtype=torch.int32) * width).pin_memory()
         self._last_page = torch.ones(size, dtype=torch.int32).pin_memory()
+        self._prepared = False
 
     def fits(self, committed: Sequence[int]) -> bool:
         return sum(committed) + self.width * self.size <= self.kv_indices.numel()
@@ -88,6 +89,14 @@ class ChainPlan:
         self._lengths[len(committed) :] = 0
         self._lengths += self.width
         torch.cumsum(self._lengths, 0, dtype=torch.int32, out=self._kv_indptr_host[1:])
+        if not self._prepared:
+            self._prepare()
+            self._prepared = True
+        self.kv_indptr.copy_(self._kv_indptr_host, non_blocking=True)
+        self._plan_uniformly()
+
+    def _prepare(self) -> None:
+        """Let the wrapper load its module and take what no later plan changes."""
         updater = self.updater
         self._wrapper.begin_forward(
             self._query_indptr,
@@ -103,6 +112,37 @@ class ChainPlan:
             non_blocking=True,
             seq_lens=self._lengths,
             max_token_per_sequence=self.width,
+        )
+
+    def _plan_uniformly(self) -> None:
+        """Plan through the wrapper's module, as SGLang's own ``fast_prefill_plan`` does.
+
+        What both that function and the wrapper leave out is said here: every request has ``width``
+        queries. Without it a plan for a graph takes tiles of 128 rows of queries, however few a
+        request has, and computes most of them in vain.
+        """
+        wrapper, updater = self._wrapper, self.updater
+        wrapper._plan_info = wrapper._cached_module.plan(
+            wrapper._float_workspace_buffer,
+            wrapper._int_workspace_buffer,
+            wrapper._pin_memory_int_workspace_buffer,
+            self._query_indptr,
+            self._kv_indptr_host,
+            self._lengths,
+            self.size * self.width,
+            self.size,
+            updater.num_qo_heads,
+            updater.num_kv_heads,
+            1,  # tokens of a page
+            True,  # for a graph
+            updater.head_dim,
+            updater.head_dim,
+            True,  # causal
+            -1,  # no window
+            -1,  # splits as they fill the device
+            False,  # may be split
+            0,  # nothing else runs beside it
+            self.width,
         )
 
     def fill_indices(

@@ -78,11 +78,12 @@ def world(horizons=(8,), longest_step=0.03) -> tuple[Recorder, Clock, Pace]:
 def test_policies(policy, on_gpu, adapts):
     pace = create_pace(VeriCacheConfig(horizon_policy=policy), on_gpu)
     assert pace.adapts == adapts
-    assert pace.begin(batch_of() if adapts else None).horizon == 16
+    assert pace.begin(batch_of() if adapts else None).horizon == 15
 
 
 @pytest.mark.parametrize(
-    ("longest", "horizons"), [(16, (0, 4, 8, 16)), (1, (0, 1)), (3, (0, 1, 3))]
+    ("longest", "horizons"),
+    [(15, (0, 3, 7, 15)), (16, (0, 3, 7, 16)), (1, (0, 1)), (2, (0, 2)), (3, (0, 1, 3))],
 )
 def test_horizons(longest, horizons):
     assert horizons_up_to(longest) == horizons

@@ -38,7 +38,7 @@ def write(tmp_path):
         (False, True, True, 5, "config file .*vericache.yaml: horizon"),
         (False, True, False, 5, "config file .*vericache.yaml: horizon"),
         (False, False, True, 7, "environment SGLANG_VERICACHE_HORIZON"),
-        (False, False, False, 16, "default"),
+        (False, False, False, 15, "default"),
     ],
 )
 def test_precedence(write, flag, file, variable, expected, source):

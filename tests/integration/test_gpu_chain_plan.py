@@ -1,0 +1,105 @@
+"""Attention of captured verify passes against a float32 formula.
+
+Run by hand on a GPU: ``python -P -m pytest tests/integration -m gpu``.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+
+SLOTS, CONTEXT = 20_000, 3000
+TOLERANCE = 0.02  # bfloat16
+
+
+class Pass:
+    """A captured pass over ``size`` requests with slots in random order."""
+
+    def __init__(self, size: int, width: int, heads: int, group: int, dim: int) -> None:
+        from sglang_vericache.verify.chain_plan import ChainPlan
+
+        self.size, self.width, self.group, device = size, width, group, "cuda"
+        updater = SimpleNamespace(
+            num_qo_heads=heads * group,
+            num_kv_heads=heads,
+            head_dim=dim,
+            q_data_type=torch.bfloat16,
+            data_type=torch.bfloat16,
+        )
+        backend = SimpleNamespace(
+            workspace_buffer=torch.zeros(256 << 20, dtype=torch.uint8, device=device),
+            prefill_backend="fa2",
+            indices_updater_prefill=updater,
+        )
+        indices = torch.zeros(SLOTS, dtype=torch.int32, device=device)
+        self.plan = ChainPlan(SimpleNamespace(attn_backend=backend), size, width, indices)
+        keys, values = torch.randn(2, SLOTS, heads, dim, device=device).to(torch.bfloat16)
+        self.keys, self.values = keys, values
+        self.query = torch.randn(size * width, heads * group, dim, device=device).bfloat16()
+        order = torch.randperm(SLOTS - 1, device=device)[: size * CONTEXT] + 1
+        self.table = order.view(size, CONTEXT).to(torch.int32)
+        self.requests = torch.arange(size, device=device)
+        self.committed = torch.zeros(size, dtype=torch.int64, device=device)
+
+    def capture(self) -> None:
+        self.plan.plan(())
+        self.run()
+        torch.cuda.synchronize()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.output = self.run()
+
+    def run(self) -> torch.Tensor:
+        self.plan.fill_indices(self.table, self.requests, self.committed)
+        [wrapper] = self.plan.metadata.prefill_wrappers
+        pool = self.keys[:, None], self.values[:, None]
+        return wrapper.forward(self.query, pool, causal=True, sm_scale=self.scale)
+
+    @property
+    def scale(self) -> float:
+        return self.query.shape[-1] ** -0.5
+
+    def replay(self, committed: list[int]) -> torch.Tensor:
+        padded = committed + [0] * (self.size - len(committed))
+        self.committed.copy_(torch.tensor(padded))
+        self.plan.plan(committed)
+        self.graph.replay()
+        return self.output.view(self.size, self.width, -1, self.query.shape[-1]).float()
+
+    def formula(self, request: int, committed: int) -> torch.Tensor:
+        slots = self.table[request, : committed + self.width].long()
+        keys, values = (
+            pool[slots].float().repeat_interleave(self.group, 1)
+            for pool in (self.keys, self.values)
+        )
+        query = self.query.view(self.size, self.width, *self.query.shape[1:])[request].float()
+        scores = torch.einsum("qhd,khd->hqk", query, keys) * self.scale
+        places = torch.arange(len(slots), device="cuda")
+        last = committed + torch.arange(self.width, device="cuda")
+        scores = scores.masked_fill(places > last[:, None], float("-inf"))
+        return torch.einsum("hqk,khd->qhd", scores.softmax(-1), values)
+
+
+# Rows of queries of a request and kv head: under and over one tile of 16, 64 and 128.
+@pytest.mark.parametrize(
+    ("width", "group", "dim"),
+    [(4, 4, 128), (8, 3, 64), (16, 3, 64), (16, 4, 128), (17, 4, 128), (16, 9, 64), (1, 1, 64)],
+)
+def test_a_captured_pass_reads_all_and_only_its_own(width, group, dim):
+    """Catches a plan that the graph does not follow: tiles of queries that do not fit those that
+    were captured, other lengths, fewer requests than were captured."""
+    passes = Pass(6, width, 3, group, dim)
+    passes.capture()
+    for committed in ([1, 130, 2900, 777, 64, 2048], [2900], [0, 5, 900], [2900] * 6):
+        found = passes.replay(committed)
+        for request, length in enumerate(committed):
+            wanted = passes.formula(request, length)
+            error = (found[request] - wanted).abs().max() / wanted.abs().max()
+            assert error < TOLERANCE, (committed, request)
