@@ -14,7 +14,7 @@ WORKSPACE_BYTES = 384 << 20  # SGLang's default
 
 
 def verify_attention(shape: Shape, width: int) -> Timed:
-    """A layer's attention of a captured pass: ``width`` queries of each request over its context."""
+    """A layer of a captured pass: ``width`` queries of each request over its context."""
     device, per_token = "cuda", shape.heads * shape.dim
     slots = shape.requests * (shape.context + width) + 1
     updater = SimpleNamespace(
