@@ -121,7 +121,8 @@ class ChainPlan:
         queries. Without it a plan for a graph takes tiles of 128 rows of queries, however few a
         request has, and computes most of them in vain.
         """
-        wrapper, updater = self._wrapper, self.updater
+        wrapper: Any = self._wrapper
+        updater = self.updater
         wrapper._plan_info = wrapper._cached_module.plan(
             wrapper._float_workspace_buffer,
             wrapper._int_workspace_buffer,
