@@ -46,10 +46,10 @@ TABLE: dict[tuple[str, int], AttentionConfig] = {
     ("fp8", 64): AttentionConfig(64, 2, 5, 7),
     ("fp8", 128): AttentionConfig(32, 2, 3, 6),
     ("fp8", 256): AttentionConfig(32, 4, 3, 2),
-    # One warp: a nibble plane of 16 columns cannot be shared out to more without doing it twice.
-    ("int4", 64): AttentionConfig(32, 1, 3, 16),
-    ("int4", 128): AttentionConfig(64, 4, 3, 4),
-    ("int4", 256): AttentionConfig(64, 4, 3, 3),
+    # One warp: others would wait for each other several times a block, over scores and weights.
+    ("int4", 64): AttentionConfig(32, 1, 3, 21),
+    ("int4", 128): AttentionConfig(32, 1, 4, 12),
+    ("int4", 256): AttentionConfig(32, 1, 3, 8),
     # For tests: products in float32 do not use tensor cores.
     ("float32", 64): AttentionConfig(32, 4, 2, 3),
     ("float32", 128): AttentionConfig(16, 4, 2, 2),
