@@ -11,6 +11,11 @@ import triton.language as tl
 from sglang_vericache.kernels.draft_attention.softmax import split_bounds
 from sglang_vericache.kernels.row_codec import rotate_rows
 
+# Numbers of partial results that are asked for at once, and most splits that they are of: what one
+# warp can hold.
+AT_ONCE = tl.constexpr(4096)
+MOST_AT_ONCE = tl.constexpr(8)
+
 
 @triton.jit
 def combine(
@@ -25,14 +30,17 @@ def combine(
     ROWS: tl.constexpr = QUERIES * GROUP
     m = tl.arange(0, BLOCK_M)
     dims = tl.arange(0, BLOCK_D)
-    row_mask = m < ROWS
-    mask = row_mask[:, None] & (dims < DIM)[None, :]
     place = ((request * HEADS + head) * num_splits).to(tl.int64) * ROWS
     running_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     running_sum = tl.zeros([BLOCK_M], tl.float32)
     accumulated = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for split in tl.range(0, active, loop_unroll_factor=4):
+    # Full rounds: what an unrolled loop leaves over it takes one by one, each a wait for memory.
+    TOGETHER: tl.constexpr = max(1, min(MOST_AT_ONCE, AT_ONCE // (BLOCK_M * BLOCK_D)))
+    rounded = tl.cdiv(active, TOGETHER) * TOGETHER
+    for split in tl.range(0, rounded, loop_unroll_factor=TOGETHER):
         at = place + split * ROWS
+        row_mask = (m < ROWS) & (split < active)
+        mask = row_mask[:, None] & (dims < DIM)[None, :]
         # Other multiprocessors wrote these: not from this one's first-level cache.
         maximum = tl.load(
             statistics + 2 * at + m, mask=row_mask, other=float("-inf"), cache_modifier=".cg"
@@ -57,6 +65,7 @@ def combine(
         result = rotate_rows(result, BLOCK_M, BLOCK_D, ROTATION)
     token, query_head = request * QUERIES + m // GROUP, head * GROUP + m % GROUP
     at = output + ((token * (HEADS * GROUP) + query_head).to(tl.int64) * DIM)[:, None]
+    mask = (m < ROWS)[:, None] & (dims < DIM)[None, :]
     tl.store(at + dims[None, :], result.to(output.dtype.element_ty), mask=mask)
 
 

@@ -46,14 +46,22 @@ TABLE: dict[tuple[str, int], AttentionConfig] = {
     ("fp8", 64): AttentionConfig(64, 2, 5, 7),
     ("fp8", 128): AttentionConfig(32, 2, 3, 6),
     ("fp8", 256): AttentionConfig(32, 4, 3, 2),
-    # One warp: a nibble plane of 16 columns cannot be shared out to more without doing it twice.
-    ("int4", 64): AttentionConfig(32, 1, 3, 16),
-    ("int4", 128): AttentionConfig(64, 4, 3, 4),
-    ("int4", 256): AttentionConfig(64, 4, 3, 3),
+    # One warp: others would wait for each other several times a block, over scores and weights.
+    ("int4", 64): AttentionConfig(32, 1, 3, 21),
+    ("int4", 128): AttentionConfig(32, 1, 4, 12),
+    ("int4", 256): AttentionConfig(32, 1, 3, 8),
     # For tests: products in float32 do not use tensor cores.
     ("float32", 64): AttentionConfig(32, 4, 2, 3),
     ("float32", 128): AttentionConfig(16, 4, 2, 2),
     ("float32", 256): AttentionConfig(16, 4, 2, 1),
+}
+# int4 where queries and heads of a group fill more than half a tile, by head_dim: softmax is of all
+# of it then.
+HALF_TILE_ROWS = TENSOR_CORE_ROWS // 2
+WHOLE_TILE: dict[int, AttentionConfig] = {
+    64: AttentionConfig(32, 1, 3, 15),
+    128: AttentionConfig(64, 2, 3, 6),
+    256: AttentionConfig(32, 2, 3, 6),
 }
 # Many queries or heads of a group: fewer warps would spill registers.
 MANY_ROWS = AttentionConfig(64, 4, 3, 2)
@@ -81,8 +89,10 @@ def config_of(storage: PoolStorage, query_rows: int) -> AttentionConfig:
         # Nibble planes are narrow, so warps share out rows of queries.
         tiles = triton.next_power_of_2(query_rows) // TENSOR_CORE_ROWS
         return AttentionConfig(32, min(tiles, 4), 3, 4)
-    width = triton.next_power_of_2(storage.head_dim)
-    return TABLE[kind, min(max(width, 64), 256)]
+    width = min(max(triton.next_power_of_2(storage.head_dim), 64), 256)
+    if kind == "int4" and query_rows > HALF_TILE_ROWS:
+        return WHOLE_TILE[width]
+    return TABLE[kind, width]
 
 
 def split_count(config: AttentionConfig, pairs: int, table_width: int, multiprocessors: int) -> int:

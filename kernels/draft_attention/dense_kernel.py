@@ -111,7 +111,7 @@ def attend_dense(
         scores = to_base_2(scores * scaling, logit_cap, CAPPED)
         visible = column[None, :] < seen[:, None]
         weights, shrink, running_max, running_sum = softmax_step(
-            scores, visible, running_max, running_sum
+            scores, 1.0, visible, running_max, running_sum
         )
         v = tl.load(values + row, mask=mask, other=0.0).to(COMPUTE)
         accumulated = tl.dot(

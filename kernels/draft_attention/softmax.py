@@ -34,17 +34,20 @@ def to_base_2(scores, logit_cap, CAPPED: tl.constexpr):
 
 
 @triton.jit
-def softmax_step(scores, visible, running_max, running_sum):
-    """Take a block of base-2 scores into the running softmax.
+def softmax_step(scores, unit, visible, running_max, running_sum):
+    """Take a block of scores into the running softmax.
+
+    Args:
+        unit: what scores are multiplied by to be in base 2, above 0.
 
     Returns:
         weights of the block relative to the new maximum, the factor by which everything
         accumulated before shrinks, the new maximum and the new sum.
     """
     scores = tl.where(visible, scores, float("-inf"))
-    new_max = tl.maximum(running_max, tl.max(scores, axis=1))
+    new_max = tl.maximum(running_max, tl.max(scores, axis=1) * unit)
     # A row that has seen nothing yet has the maximum -inf, and -inf - -inf is no number.
     shift = tl.where(new_max == float("-inf"), 0.0, new_max)
-    weights = tl.exp2(scores - shift[:, None])
+    weights = tl.exp2(scores * unit - shift[:, None])
     shrink = tl.exp2(running_max - shift)
     return weights, shrink, new_max, running_sum * shrink + tl.sum(weights, axis=1)
