@@ -95,12 +95,13 @@ class VeriCacheWorker(BaseSpecWorker):
         self.pool = create_pool(self.config, main, req_to_token_pool.size, tier)
         self.rows = create_rows(self.config, req_to_token_pool.req_to_token)
         self.row_bytes = RowBytes(self.pool.storage.row_bytes, main_row_bytes(main))
-        self.pace = create_pace(self.config, torch.device(self.pool.device).type == "cuda")
+        group = self.model_runner.model_config.num_attention_heads // self.pool.storage.heads
+        self.horizons = horizons_up_to(self.config.horizon, group)
+        on_gpu = torch.device(self.pool.device).type == "cuda"
+        self.pace = create_pace(self.config, self.horizons, on_gpu)
         self.phases = PhaseClock(self.pool.device, get_observability().enable_metrics)
-        rows = req_to_token_pool.req_to_token.shape[0]
-        self.drafts = torch.zeros(
-            (rows, self.config.horizon + 1), dtype=torch.int64, device=self.pool.device
-        )
+        shape = req_to_token_pool.req_to_token.shape[0], self.config.horizon + 1
+        self.drafts = torch.zeros(shape, dtype=torch.int64, device=self.pool.device)
 
     def init_attention_backends(self) -> None:
         picker = create_picker(self.config.verify_chunk_rows, self.model_runner)
@@ -139,7 +140,7 @@ class VeriCacheWorker(BaseSpecWorker):
         if torch.device(self.pool.device).type == "cuda" and runner is not None:
             graphs = DraftGraphs(self.draft_step, sorted(runner.capture_bs))
             graphs.capture()
-            widths = [horizon + 1 for horizon in horizons_up_to(self.config.horizon) if horizon]
+            widths = [horizon + 1 for horizon in self.horizons if horizon]
             self.verifier.capture(widths, max(runner.capture_bs))
             query_heads = self.model_runner.model_config.num_attention_heads
             dtype = self.model_runner.dtype

@@ -13,9 +13,6 @@ from sglang_vericache.kernels.pool_format import DenseFormat, Int4Format, PoolSt
 
 # Rows of a split below which its start and its partial result cost more than it brings.
 LEAST_SPLIT_ROWS = 128
-# Splits are counted to fill the multiprocessors this many times: with less, a batch of ragged
-# lengths leaves some idle at the end; with more, partial results are a visible share of the bytes.
-ROUNDS_OF_PROGRAMS = 2
 # Tensor cores take this many rows of queries at a time; fewer are padded.
 TENSOR_CORE_ROWS = 16
 WITHOUT_GPU = 4  # multiprocessors assumed under the interpreter
@@ -28,12 +25,16 @@ class AttentionConfig:
     Attributes:
         block_n: rows read at a time.
         resident: programs that share a multiprocessor, as registers and shared memory allow.
+        rounds: splits are counted to fill the multiprocessors this many times. With fewer, a batch
+            of ragged lengths leaves some idle at the end; with more, starts and partial results
+            are a visible share of the time.
     """
 
     block_n: int
     num_warps: int
     num_stages: int
     resident: int
+    rounds: int = 2
 
 
 # By kind of pool and head_dim rounded up to a power of two. Chosen from what the compilers of
@@ -48,7 +49,7 @@ TABLE: dict[tuple[str, int], AttentionConfig] = {
     ("fp8", 256): AttentionConfig(32, 4, 3, 2),
     # One warp: others would wait for each other several times a block, over scores and weights.
     ("int4", 64): AttentionConfig(32, 1, 3, 21),
-    ("int4", 128): AttentionConfig(32, 1, 4, 12),
+    ("int4", 128): AttentionConfig(32, 1, 3, 12, rounds=1),  # of an H200's times
     ("int4", 256): AttentionConfig(32, 1, 3, 8),
     # For tests: products in float32 do not use tensor cores.
     ("float32", 64): AttentionConfig(32, 4, 2, 3),
@@ -102,7 +103,7 @@ def split_count(config: AttentionConfig, pairs: int, table_width: int, multiproc
         pairs: requests times kv heads.
         table_width: slots of a row, the longest that a view can be.
     """
-    wanted = ROUNDS_OF_PROGRAMS * multiprocessors * config.resident // max(pairs, 1)
+    wanted = config.rounds * multiprocessors * config.resident // max(pairs, 1)
     return max(1, min(wanted, table_width // LEAST_SPLIT_ROWS))
 
 

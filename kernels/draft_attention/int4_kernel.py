@@ -34,8 +34,13 @@ from sglang_vericache.kernels.row_codec import INTERPRETED
 # What a nibble at bit 0 and at bit 4 must be multiplied by to be its code.
 UNIT_LOW = tl.constexpr(2.0**24)
 UNIT_HIGH = tl.constexpr(2.0**20)
-
-
+# Two words at a time; the compiler would take them apart. And an assembly for each plane: one with
+# four results is left in the layout of the load, and the planes take the way through shared memory
+# in place of the words.
+PLANE_0 = tl.constexpr("and.b32 $0, $1, 0x000f000f;")
+PLANE_1 = tl.constexpr("and.b32 $0, $1, 0x00f000f0;")
+PLANE_2 = tl.constexpr("{.reg .b32 t; shr.u32 t, $1, 8; and.b32 $0, t, 0x000f000f;}")
+PLANE_3 = tl.constexpr("{.reg .b32 t; shr.u32 t, $1, 8; and.b32 $0, t, 0x00f000f0;}")
 # Queries that fill half a tile of the tensor cores.
 HALF_TILE = tl.constexpr(8)
 
@@ -47,17 +52,9 @@ def code_plane(words, PLANE: tl.constexpr):
     if INTERPRETED:
         codes = words >> 8 if PLANE >= 2 else words
         return (codes & (0x0F if PLANE % 2 == 0 else 0xF0)).to(tl.float16, bitcast=True)
-    # Two words at a time; the compiler would take them apart. And an assembly for each plane: one
-    # with four results is left in the layout of the load, and the planes take the way through
-    # shared memory in place of the words.
-    if PLANE == 0:
-        code: tl.constexpr = "and.b32 $0, $1, 0x000f000f;"
-    elif PLANE == 1:
-        code: tl.constexpr = "and.b32 $0, $1, 0x00f000f0;"
-    elif PLANE == 2:
-        code: tl.constexpr = "{.reg .b32 t; shr.u32 t, $1, 8; and.b32 $0, t, 0x000f000f;}"
-    else:
-        code: tl.constexpr = "{.reg .b32 t; shr.u32 t, $1, 8; and.b32 $0, t, 0x00f000f0;}"
+    code: tl.constexpr = (
+        PLANE_0 if PLANE == 0 else PLANE_1 if PLANE == 1 else PLANE_2 if PLANE == 2 else PLANE_3
+    )
     return tl.inline_asm_elementwise(code, "=r,r", [words], dtype=tl.float16, is_pure=True, pack=2)
 
 

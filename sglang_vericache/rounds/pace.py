@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds between two log lines of switches.
 LOG_INTERVAL = 10.0
+# Rows of queries, query heads times tokens, in the smallest tile of FlashInfer's prefill kernel.
+TILE_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -244,22 +246,27 @@ def _alike(works: tuple[Work, Work | None], before: tuple[Work, Work | None] | N
     )
 
 
-def horizons_up_to(longest: int) -> tuple[int, ...]:
-    """What the controller may choose from: verifications half and a quarter as wide, so that 16, 8
-    and 4 tokens of a request, with any group of heads that is a power of two, fill the tiles in
-    which FlashInfer takes queries."""
+def horizons_up_to(longest: int, group: int) -> tuple[int, ...]:
+    """What the controller may choose from: the longest, and verifications half and a quarter as
+    wide, the latter as wide as fills FlashInfer's smallest tile of queries where that is near.
+
+    Args:
+        group: query heads of a kv head.
+    """
     width = longest + 1
-    return tuple(sorted({PLAIN, width // 4 - 1, width // 2 - 1, longest} - {-1}))
+    half, quarter = width // 2 - 1, width // 4 - 1
+    tile = TILE_ROWS // group - 1
+    if longest // 5 <= tile < half:
+        quarter = tile
+    return tuple(sorted({PLAIN, quarter, half, longest} - {-1}))
 
 
-def create_pace(config: VeriCacheConfig, on_gpu: bool) -> Pace:
-    """As ``config.horizon_policy`` says."""
+def create_pace(config: VeriCacheConfig, horizons: Sequence[int], on_gpu: bool) -> Pace:
+    """As ``config.horizon_policy`` says; of ``horizons`` where that chooses."""
     policy = config.horizon_policy
     if policy == "fixed" or (policy == "auto" and not on_gpu):
         return Pace(config.horizon, None)
-    controller = HorizonController(
-        horizons_up_to(config.horizon), config.max_step_seconds, _SwitchLog()
-    )
+    controller = HorizonController(horizons, config.max_step_seconds, _SwitchLog())
     return Pace(config.horizon, controller, groups=config.stagger_groups)
 
 

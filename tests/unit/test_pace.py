@@ -76,17 +76,27 @@ def world(horizons=(8,), longest_step=0.03) -> tuple[Recorder, Clock, Pace]:
     ],
 )
 def test_policies(policy, on_gpu, adapts):
-    pace = create_pace(VeriCacheConfig(horizon_policy=policy), on_gpu)
+    pace = create_pace(VeriCacheConfig(horizon_policy=policy), (0, 3, 7, 15), on_gpu)
     assert pace.adapts == adapts
     assert pace.begin(batch_of() if adapts else None).horizon == 15
 
 
 @pytest.mark.parametrize(
-    ("longest", "horizons"),
-    [(15, (0, 3, 7, 15)), (16, (0, 3, 7, 16)), (1, (0, 1)), (2, (0, 2)), (3, (0, 1, 3))],
+    ("longest", "group", "horizons"),
+    [
+        (15, 4, (0, 3, 7, 15)),
+        (15, 3, (0, 4, 7, 15)),
+        (15, 1, (0, 3, 7, 15)),
+        (15, 8, (0, 3, 7, 15)),
+        (16, 4, (0, 3, 7, 16)),
+        (1, 4, (0, 1)),
+        (2, 4, (0, 2)),
+        (3, 4, (0, 1, 3)),
+        (6, 4, (0, 2, 6)),
+    ],
 )
-def test_horizons(longest, horizons):
-    assert horizons_up_to(longest) == horizons
+def test_horizons(longest, group, horizons):
+    assert horizons_up_to(longest, group) == horizons
 
 
 def test_only_a_round_like_the_one_before_counts():
