@@ -15,16 +15,19 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
 ]
 
-SLOTS, CONTEXT = 20_000, 3000
+CONTEXT = 3000
 TOLERANCE = 0.02  # bfloat16
 
 
 class Pass:
     """A captured pass over ``size`` requests with slots in random order."""
 
-    def __init__(self, size: int, width: int, heads: int, group: int, dim: int) -> None:
+    def __init__(
+        self, size: int, width: int, heads: int, group: int, dim: int, context: int = CONTEXT
+    ) -> None:
         from sglang_vericache.verify.chain_plan import ChainPlan
 
+        total = size * context + 1000
         self.size, self.width, self.group, device = size, width, group, "cuda"
         updater = SimpleNamespace(
             num_qo_heads=heads * group,
@@ -34,17 +37,17 @@ class Pass:
             data_type=torch.bfloat16,
         )
         backend = SimpleNamespace(
-            workspace_buffer=torch.zeros(256 << 20, dtype=torch.uint8, device=device),
+            workspace_buffer=torch.zeros(384 << 20, dtype=torch.uint8, device=device),
             prefill_backend="fa2",
             indices_updater_prefill=updater,
         )
-        indices = torch.zeros(SLOTS, dtype=torch.int32, device=device)
+        indices = torch.zeros(total, dtype=torch.int32, device=device)
         self.plan = ChainPlan(SimpleNamespace(attn_backend=backend), size, width, indices)
-        keys, values = torch.randn(2, SLOTS, heads, dim, device=device).to(torch.bfloat16)
+        keys, values = torch.randn(2, total, heads, dim, device=device).to(torch.bfloat16)
         self.keys, self.values = keys, values
         self.query = torch.randn(size * width, heads * group, dim, device=device).bfloat16()
-        order = torch.randperm(SLOTS - 1, device=device)[: size * CONTEXT] + 1
-        self.table = order.view(size, CONTEXT).to(torch.int32)
+        order = torch.randperm(total - 1, device=device)[: size * context] + 1
+        self.table = order.view(size, context).to(torch.int32)
         self.requests = torch.arange(size, device=device)
         self.committed = torch.zeros(size, dtype=torch.int64, device=device)
 
@@ -103,3 +106,17 @@ def test_a_captured_pass_reads_all_and_only_its_own(width, group, dim):
             wanted = passes.formula(request, length)
             error = (found[request] - wanted).abs().max() / wanted.abs().max()
             assert error < TOLERANCE, (committed, request)
+
+
+@pytest.mark.parametrize("width", [5, 8, 16])
+def test_a_large_batch(width):
+    """Catches tiles and indices that only hundreds of long requests have."""
+    passes = Pass(256, width, 3, 3, 64, context=7800)
+    passes.capture()
+    for count in (256, 255, 3):
+        committed = [7700 + i % 60 for i in range(count)]
+        found = passes.replay(committed)
+        for request in (0, count // 2, count - 1):
+            wanted = passes.formula(request, committed[request])
+            error = (found[request] - wanted).abs().max() / wanted.abs().max()
+            assert error < TOLERANCE, (count, request)

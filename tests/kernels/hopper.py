@@ -88,7 +88,8 @@ def _type_of(value: Any, parameter) -> tuple[str, bool]:
     if parameter.is_constexpr or value is None:
         return "constexpr", False
     if isinstance(value, torch.Tensor):
-        return POINTERS[value.dtype], value.data_ptr() % 16 == 0
+        known = not parameter.do_not_specialize_on_alignment
+        return POINTERS[value.dtype], known and value.data_ptr() % 16 == 0
     if isinstance(value, float):
         return "fp32", False
     if value == 1 and not parameter.do_not_specialize:

@@ -11,6 +11,7 @@ from pools import FORMATS, Views, needs_gpu, relative_error, views
 
 from sglang_vericache.kernels.append_rows import append_rows
 from sglang_vericache.kernels.commit_rows import commit_rows
+from sglang_vericache.kernels.commit_rows import reference as commit_reference
 from sglang_vericache.kernels.draft_attention import (
     append_and_attend,
     create_workspace,
@@ -18,6 +19,7 @@ from sglang_vericache.kernels.draft_attention import (
     reference,
 )
 from sglang_vericache.kernels.gather_span import gather_span, regather_span
+from sglang_vericache.kernels.gather_span import reference as gather_reference
 from sglang_vericache.kernels.layer_buffers import LayerBuffers
 from sglang_vericache.kernels.pool_format import PoolStorage
 from sglang_vericache.kernels.score_window import reference as window_reference
@@ -174,14 +176,17 @@ def test_many_slots(pool_format):
 
 
 @pytest.mark.parametrize("tokens", [5000, 131072])
-def test_window_scores(tokens):
-    """Catches splits that small cases never have, and sums over 128K tokens that lose the small
-    ones."""
-    layers, window, heads, group, dim = 2, 64, 8, 4, 128
-    queries = torch.randn(layers, window, heads * group, dim, device="cuda").to(torch.bfloat16)
+@pytest.mark.parametrize(("heads", "group", "dim", "window"), [(8, 4, 128, 64), (3, 3, 64, 64)])
+def test_window_scores(tokens, heads, group, dim, window):
+    """Catches splits that small cases never have, sums over 128K tokens that lose the small ones,
+    and query rows that fill no block."""
+    layers = 2
+    # Queries are a part of what a prefill saw, slots a part of a row: neither starts aligned.
+    seen = torch.randn(layers, window + 3, heads * group, dim, device="cuda").to(torch.bfloat16)
+    queries = seen[:, 3:]
     keys = list(torch.randn(layers, tokens + 1, heads, dim, device="cuda").to(torch.bfloat16))
-    slots = torch.randperm(tokens, device="cuda") + 1
-    positions = torch.arange(tokens - window, tokens, device="cuda")
+    slots = torch.randperm(tokens, device="cuda")[1:] + 1
+    positions = torch.arange(tokens - 1 - window, tokens - 1, device="cuda")
     found = score_window(queries, positions, keys, slots, 0, dim**-0.5)
     for layer in range(layers):
         one = slice(layer, layer + 1)
@@ -189,3 +194,30 @@ def test_window_scores(tokens):
             queries[one], positions, keys[one], slots, 0, dim**-0.5
         )
         assert relative_error(found[one], wanted) < 1e-4
+
+
+@POOLS
+@pytest.mark.parametrize(("heads", "dim"), [(3, 64), (8, 128)])
+def test_building_at_real_sizes(pool_format, heads, dim):
+    """Catches rows that are gathered or committed to other places than the reference's."""
+    layers, tokens, kept = 3, 7700, 1540
+    main = torch.randn(2, layers, 9000, heads, dim, device="cuda").to(torch.bfloat16)
+    keys, values = LayerBuffers(list(main[0])), LayerBuffers(list(main[1]))
+    slots = (torch.randperm(8999, device="cuda") + 1)[3 : 3 + tokens]
+    picks = torch.rand(layers, heads, tokens, device="cuda").topk(kept, dim=2).indices
+    picks = picks.sort(dim=2).values
+    pools = [PoolStorage(pool_format, layers, 4000, heads, dim, "cuda") for _ in range(2)]
+    targets = (torch.randperm(3999, device="cuda") + 1)[1 : 1 + kept]
+    tail = torch.arange(1, 257, device="cuda") + 3700
+    for pool, gather, commit in (
+        (pools[0], gather_span, commit_rows),
+        (pools[1], gather_reference.gather_span, commit_reference.commit_rows),
+    ):
+        gather(keys, values, slots, picks, pool, targets)
+        commit(keys, values, slots[5:261], pool, tail)
+    for layer in range(layers):
+        rows = torch.cat([targets, tail])
+        for found, wanted in zip(
+            pools[0].read(layer, rows), pools[1].read(layer, rows), strict=True
+        ):
+            assert relative_error(found, wanted) < TOLERANCE
