@@ -13,24 +13,31 @@ from sglang_vericache.verify.chain_plan import ChainPlan
 WORKSPACE_BYTES = 384 << 20  # SGLang's default
 
 
-def verify_attention(shape: Shape, width: int) -> Timed:
-    """A layer of a captured pass: ``width`` queries of each request over its context."""
-    device, per_token = "cuda", shape.heads * shape.dim
-    slots = shape.requests * (shape.context + width) + 1
+def standalone_plan(
+    size: int, width: int, query_heads: int, heads: int, dim: int, slots: int
+) -> ChainPlan:
+    """A plan without a server, with room for a list of so many slots."""
+    workspace = torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device="cuda")
     updater = SimpleNamespace(
-        num_qo_heads=shape.query_heads,
-        num_kv_heads=shape.heads,
-        head_dim=shape.dim,
+        num_qo_heads=query_heads,
+        num_kv_heads=heads,
+        head_dim=dim,
         q_data_type=MODEL_DTYPE,
         data_type=MODEL_DTYPE,
     )
-    workspace = torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
     backend = SimpleNamespace(
         workspace_buffer=workspace, prefill_backend="fa2", indices_updater_prefill=updater
     )
     runner: Any = SimpleNamespace(attn_backend=backend)
-    indices = torch.zeros(slots, dtype=torch.int32, device=device)
-    plan = ChainPlan(runner, shape.requests, width, indices)
+    indices = torch.zeros(slots, dtype=torch.int32, device="cuda")
+    return ChainPlan(runner, size, width, indices)
+
+
+def verify_attention(shape: Shape, width: int) -> Timed:
+    """A layer of a captured pass: ``width`` queries of each request over its context."""
+    device = "cuda"
+    slots = shape.requests * (shape.context + width) + 1
+    plan = standalone_plan(shape.requests, width, shape.query_heads, shape.heads, shape.dim, slots)
     table = torch.arange(1, slots, device=device, dtype=torch.int32).view(shape.requests, -1)
     committed = torch.full((shape.requests,), shape.context, device=device)
     plan.plan([shape.context] * shape.requests)
@@ -47,5 +54,5 @@ def verify_attention(shape: Shape, width: int) -> Timed:
         lambda pool=pool: wrapper.forward(query, (pool[0], pool[1]), causal=True, sm_scale=scale)
         for pool in pools
     ]
-    read = shape.requests * (shape.context + width) * per_token * 2
+    read = shape.requests * (shape.context + width) * shape.heads * shape.dim * 2
     return Timed(calls, (read + 2 * query.numel()) * MODEL_DTYPE.itemsize)

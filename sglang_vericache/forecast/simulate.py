@@ -65,7 +65,7 @@ class Draft:
         kept: share of the KV bytes that a draft reads.
     """
 
-    horizon: int = 16
+    horizon: int = 15
     yields: float = 10.0
     kept: float = 0.1
 

@@ -40,10 +40,10 @@ class HostTier:
         """Full KV, in tokens, of the requests that can usefully run.
 
         What the main pool holds, and what the link can bring in a round: more would only wait. A
-        round of 16 draft steps and a verify reads the weights W 17 times and the attached full KV
-        A about four times (a fifth of it 16 times, then all). A link is about 1/60 as fast as
+        round of 15 draft steps and a verify reads the weights W 16 times and the attached full KV
+        A about four times (a fifth of it 15 times, then all). A link is about 1/60 as fast as
         device memory (PCIe 5 x16 at 55 GB/s against 3.3 to 4.8 TB/s), so meanwhile it brings
-        (17 W + 4 A) / 60, roughly W / 4 + A / 16. Nobody leaves without a copy in the host pool.
+        (16 W + 4 A) / 60, roughly W / 4 + A / 16. Nobody leaves without a copy in the host pool.
         """
         link = main_tokens // 16 + self.weight_bytes // 4 // main_row_bytes
         host = self.host_bytes // main_row_bytes

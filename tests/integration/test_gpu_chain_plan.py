@@ -5,8 +5,6 @@ Run by hand on a GPU: ``python -P -m pytest tests/integration -m gpu``.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -25,24 +23,11 @@ class Pass:
     def __init__(
         self, size: int, width: int, heads: int, group: int, dim: int, context: int = CONTEXT
     ) -> None:
-        from sglang_vericache.verify.chain_plan import ChainPlan
+        from benchmarks.verify_case import standalone_plan
 
         total = size * context + 1000
         self.size, self.width, self.group, device = size, width, group, "cuda"
-        updater = SimpleNamespace(
-            num_qo_heads=heads * group,
-            num_kv_heads=heads,
-            head_dim=dim,
-            q_data_type=torch.bfloat16,
-            data_type=torch.bfloat16,
-        )
-        backend = SimpleNamespace(
-            workspace_buffer=torch.zeros(384 << 20, dtype=torch.uint8, device=device),
-            prefill_backend="fa2",
-            indices_updater_prefill=updater,
-        )
-        indices = torch.zeros(total, dtype=torch.int32, device=device)
-        self.plan = ChainPlan(SimpleNamespace(attn_backend=backend), size, width, indices)
+        self.plan = standalone_plan(size, width, heads * group, heads, dim, total)
         keys, values = torch.randn(2, total, heads, dim, device=device).to(torch.bfloat16)
         self.keys, self.values = keys, values
         self.query = torch.randn(size * width, heads * group, dim, device=device).bfloat16()

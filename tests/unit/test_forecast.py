@@ -208,7 +208,7 @@ def test_plan(capsys):
     [
         (["--context", "9999999"], "does not fit"),
         (["--kept", "0"], "outside (0, 1]"),
-        (["--tokens-per-round", "30"], "at most 17"),
+        (["--tokens-per-round", "30"], "at most 16"),
         (["--prefixes", "3"], "go together"),
         (["--requests", "0"], "at least 1"),
         (["--gpu", "abacus"], "Accepted: h100"),
