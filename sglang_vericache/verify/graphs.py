@@ -88,6 +88,9 @@ class VerifyGraphs:
         self._plans: dict[tuple[int, int], ChainPlan] = {}
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self._results: dict[tuple[int, int], CapturedVerify] = {}
+        # A graph goes on writing to the inputs that it was captured with: given back, their memory
+        # would be other passes' plans.
+        self._inputs: dict[tuple[int, int], ForwardBatch] = {}
 
     def capture(self) -> None:
         shapes = [(s, w) for s in reversed(self.sizes) for w in reversed(self.widths)]
@@ -154,7 +157,7 @@ class VerifyGraphs:
         plan = ChainPlan(self.model_runner, size, width, self.kv_indices)
         if not fits_workspace(plan):
             return
-        batch = self._static_batch(size, width)
+        batch = self._inputs[shape] = self._static_batch(size, width)
         graph, result = capture(lambda: self._pass(plan, batch, size, width))
         self._plans[shape], self._graphs[shape], self._results[shape] = plan, graph, result
 

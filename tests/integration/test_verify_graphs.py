@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from sglang_vericache.verify import graphs as module
 from sglang_vericache.verify.chain_plan import ChainPlan
 from sglang_vericache.verify.graphs import VerifyGraphs, fits_workspace
 
@@ -72,6 +75,26 @@ def test_padding_is_the_padding_row(graphs):
     assert graphs.pending[:8].tolist() == [20, 21, 22, 0, 0, 0, 0, 0]
     assert graphs.committed[:8].tolist() == [30, 31, 32, 0, 0, 0, 0, 0]
     assert graphs.lengths[:8].tolist() == [2, 3, 4, 0, 0, 0, 0, 0]
+
+
+def test_what_a_graph_was_captured_with_stays(graphs, monkeypatch):
+    """Catches inputs of a captured pass that are given back: the memory went to the plans of the
+    passes captured next, which each replay then wrote over."""
+    inputs = []
+
+    class Inputs:
+        def __init__(self) -> None:
+            inputs.append(weakref.ref(self))
+
+    monkeypatch.setattr(module, "ChainPlan", lambda runner, size, width, indices: Plan(size, width))
+    monkeypatch.setattr(module, "fits_workspace", lambda plan: True)
+    monkeypatch.setattr(graphs, "_static_batch", lambda size, width: Inputs())
+    monkeypatch.setattr(graphs, "_pass", lambda plan, batch, size, width: None)
+    for shape in ((8, 5), (8, 9)):
+        graphs._capture(*shape, lambda run: (None, run()))
+    gc.collect()
+    assert len(inputs) == 2
+    assert all(reference() is not None for reference in inputs)
 
 
 @pytest.mark.parametrize(
