@@ -33,7 +33,7 @@ HEADER = ("case", "card", "requests", "plain", "drafting", "offloading", "link",
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rotation", description=__doc__)
     parser.add_argument("--tokens-per-round", type=float, default=11.0)
-    parser.add_argument("--horizon", type=int, default=15)
+    parser.add_argument("--horizon", type=int, default=Draft.horizon)
     parser.add_argument("--kept", type=float, default=0.06)
     parser.add_argument("--most-requests", type=int, default=REQUESTS[-1])
     options = parser.parse_args(argv)

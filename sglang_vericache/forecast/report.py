@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--prefixes", integer, 0, "groups of requests that share the beginning of their prompt"),
         ("--shared", integer, 0, "tokens that a group shares"),
         ("--pool", integer, 0, "tokens of the KV pool; 0 for what the card has room for"),
-        ("--horizon", integer, 15, "tokens drafted in a round"),
+        ("--horizon", integer, Draft.horizon, "tokens drafted in a round"),
         ("--tokens-per-round", fraction, 10.0, "tokens that a round brings, from your metrics"),
         ("--kept", fraction, 0.1, "share of the KV bytes that a draft reads"),
     ):

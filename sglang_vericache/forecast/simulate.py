@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from sglang_vericache.config import VeriCacheConfig
 from sglang_vericache.forecast.hardware import Card
 from sglang_vericache.forecast.shape import Shape
 from sglang_vericache.loader.planner import (
@@ -65,7 +66,7 @@ class Draft:
         kept: share of the KV bytes that a draft reads.
     """
 
-    horizon: int = 15
+    horizon: int = VeriCacheConfig.horizon
     yields: float = 10.0
     kept: float = 0.1
 
