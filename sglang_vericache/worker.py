@@ -192,7 +192,7 @@ class VeriCacheWorker(BaseSpecWorker):
         return self._extend(batch, on_publish)
 
     def _extend(self, batch: ScheduleBatch, on_publish) -> GenerationBatchResult:
-        self.pace.interrupt()
+        self.pace.unusual()
         mark_scoring(batch)
         self.rotation.before_extend(batch)
         with self.capture.during(self._capture_ranges(batch)):

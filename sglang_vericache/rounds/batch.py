@@ -53,6 +53,11 @@ class Batch:
             return self.context
         return sum(self.contexts[i] for i in self.drafters)
 
+    @property
+    def tokens_without_view(self) -> float:
+        """Of context, of those that would have to open a view; they are like the others."""
+        return self.context * self.without_view / max(self.requests, 1)
+
     @cached_property
     def left(self) -> int:
         """Tokens that all of them may still make."""

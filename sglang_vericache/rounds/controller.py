@@ -35,6 +35,8 @@ NEAR = 4.0
 # turn the choice doubles them. And rounds between any two checks.
 FIRST_CHECK, LONGEST_CHECK = 2048, 32768
 BETWEEN_CHECKS = 64
+# Nothing is tried where requests have fewer tokens left than this on the mean.
+WORTH_TRYING = 64
 # The other kind is not checked where it seems slower by more than this: when its costs were
 # observed nearby, and when they were not.
 HOPELESS, HOPELESS_UNKNOWN = 1.5, 3.0
@@ -142,7 +144,7 @@ class HorizonController:
                 rates[horizon] = batch.requests * self.plain_steps(batch) / seconds
                 continue
             rate = batch.tokens(horizon, hoped) / seconds
-            build = batch.without_view * self.costs.build_seconds if batch.without_view else 0.0
+            build = self.costs.build_seconds(batch.tokens_without_view)
             rates[horizon] = batch.left / (batch.left / rate + build)
         return rates
 
@@ -176,7 +178,7 @@ class HorizonController:
                 margin = OPENING_MARGIN
             elif rates[best] < OPENING_MARGIN * rates[PLAIN]:
                 best, margin = PLAIN, 0.0
-        if best != self.current and rates[best] > margin * known:
+        if best != self.current and rates[best] > margin * known and self._ventures(best, batch):
             before, self.current = self.current, best
             if (best == PLAIN) != (before == PLAIN):
                 self._closing = 0
@@ -189,12 +191,21 @@ class HorizonController:
         else:
             self._closing = 0
 
+    def _ventures(self, horizon: int, batch: Batch) -> bool:
+        """Nothing that was never observed nearby is begun where little is left."""
+        if self.current != PLAIN or batch.left >= WORTH_TRYING * batch.requests:
+            return True
+        work = Work(horizon, len(batch.drafters), batch.drafting_context)
+        return self.costs.rounds.knows(work, NEAR)
+
     def _next_trial(self, rates: dict[int, float], batch: Batch) -> _Trial | None:
         while self._unknown:
             horizon = self._unknown.pop(0)
             if not self._knows(horizon):
                 return _Trial(horizon)
         if self._round < self._next_check or PLAIN not in self.horizons:
+            return None
+        if batch.left < WORTH_TRYING * batch.requests:
             return None
         other = self._to_check(rates, batch)
         if other is None:

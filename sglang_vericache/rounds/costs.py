@@ -2,6 +2,8 @@
 
 Seconds are linear in a few products of batch, context and drafted tokens with coefficients that
 cannot be negative, so that a batch is judged by what others took and not by trials of its own.
+What lies near something observed is corrected by how far that was from the line: a few requests
+are slower than a line through many says, which says nothing of the many.
 """
 
 from __future__ import annotations
@@ -24,15 +26,18 @@ REMEMBERED = 5
 # end, to one just seen: they tell how seconds depend on the batch, not how long it takes now.
 HALF_LIFE = 64
 LASTING_WEIGHT = 0.1
-# Observations whose median ratio to the fit corrects it: what slows everything at once, as a
-# neighbour or heat does, takes the fit long to believe.
-DRIFT_OVER = 7
 # Kinds seen less often than this count less: one duration may be of anything.
 TRUSTED = 3
+# How far what was observed corrects the line: at so many octaves (of drafted tokens, of requests
+# and of context together) it weighs 0.6; how much the line itself weighs against a kind that is
+# trusted; and the most that a kind corrects, as a factor, before it is.
+REACH, LINE_WEIGHT, MOST_CORRECTION = 0.3, 0.05, 3.0
 # Observations between two fits, unless one is off by more than this ratio, or few are known.
 REFIT_EVERY = 8
 SURPRISE = 1.2
 FEW = 24
+# Where steps of several plain tokens are looked up for what one of these adds.
+SOME_PLAIN_TOKENS = 4
 # Pull of every coefficient to zero, of the constant one less: where the data leave it open how
 # seconds split, work not seen yet is expected to be cheap, so that it is tried and then known.
 RIDGE, RIDGE_CONSTANT = 1e-3, 1e-4
@@ -67,8 +72,10 @@ def round_features(work: Work) -> tuple[float, ...]:
     return (1.0, h, h * b, h * k, b * (h + 1), k, work.steps - 1)
 
 
-def _octaves(value: int) -> float:
-    return math.log2(max(value, 1))
+def _place(work: Work) -> tuple[float, float, float]:
+    """In octaves."""
+    one, two, three = (max(n, 1) for n in (work.length, work.requests, work.context))
+    return math.log2(one), math.log2(two), math.log2(three)
 
 
 class LinearCost:
@@ -88,11 +95,10 @@ class LinearCost:
         self._seconds = np.ones(MOST_KINDS)
         self._stamps = np.zeros(MOST_KINDS)
         self._seen = np.zeros(MOST_KINDS)
-        self._places = np.zeros((MOST_KINDS, 2))
+        self._places = np.zeros((MOST_KINDS, 3))
+        self._off = np.zeros(MOST_KINDS)  # logarithms of duration over line
         self._since_fit = 0
-        self._last: deque[tuple[float, tuple[float, ...]]] = deque(maxlen=DRIFT_OVER)
         self.observed = 0
-        self.drift = 1.0
         self.coefficients: tuple[float, ...] = ()
 
     def observe(self, work: Work, seconds: float) -> None:
@@ -104,20 +110,27 @@ class LinearCost:
         slot = self._slot(work)
         latest = self._latest[slot]
         latest.append((seconds, self._features(work)))
-        self._last.append(latest[-1])
         self._seconds[slot], self._rows[slot] = statistics.median_low(latest)
         self._stamps[slot], self._seen[slot] = self.observed, min(self._seen[slot] + 1, TRUSTED)
         off = expected is None or not 1 / SURPRISE < seconds / max(expected, 1e-9) < SURPRISE
         surprised = off and self._since_fit > 1
         if surprised or self.observed <= FEW or self._since_fit >= REFIT_EVERY:
             self._fit()
-        self._correct()
+        self._compare(slot)
 
     def seconds(self, work: Work) -> float | None:
         """None before anything was observed."""
         if not self.coefficients:
             return None
-        return self.drift * self._fitted(self._features(work))
+        return self._fitted(self._features(work)) * self.correction(work)
+
+    def correction(self, work: Work) -> float:
+        """Factor of the line where something was observed nearby, 1 elsewhere."""
+        count = len(self._latest)
+        apart = (self._places[:count] - _place(work)) / REACH
+        weights = self._weights() * np.exp(-0.5 * np.einsum("ij,ij->i", apart, apart))
+        total = float(weights.sum()) + LINE_WEIGHT
+        return math.exp(float(weights @ self._off[:count]) / total)
 
     def knows(self, work: Work, factor: float, or_larger: bool = False) -> bool:
         """Whether something was observed within ``factor`` in requests and context.
@@ -126,8 +139,7 @@ class LinearCost:
             or_larger: or beyond: smaller work is predicted better than larger.
         """
         count = len(self._latest)
-        here = (_octaves(work.requests), _octaves(work.context))
-        beyond = self._places[:count] - here
+        beyond = self._places[:count, 1:] - _place(work)[1:]
         reach = math.log2(factor)
         near = (beyond >= -reach).all(1)
         if not or_larger:
@@ -140,13 +152,15 @@ class LinearCost:
     def _fitted(self, features: Sequence[float]) -> float:
         return sum(c * f for c, f in zip(self.coefficients, features, strict=True))
 
-    def _correct(self) -> None:
-        ratios = [seconds / max(self._fitted(row), 1e-9) for seconds, row in self._last]
-        self.drift = statistics.median(ratios) if len(ratios) == DRIFT_OVER else 1.0
+    def _compare(self, slots: Any) -> None:
+        """With the line, those kinds; all of them where the line has changed."""
+        line = np.maximum(self._rows[slots] @ np.array(self.coefficients), 1e-9)
+        most = np.where(self._seen[slots] < TRUSTED, math.log(MOST_CORRECTION), math.inf)
+        self._off[slots] = np.clip(np.log(self._seconds[slots] / line), -most, most)
 
     def _slot(self, work: Work) -> int:
-        place = (_octaves(work.requests), _octaves(work.context))
-        key = (work.length, work.steps, *(round(2 * octaves) for octaves in place))
+        place = _place(work)
+        key = (work.length, work.steps, *(round(2 * octaves) for octaves in place[1:]))
         slot = self._slots.get(key)
         if slot is not None:
             return slot
@@ -163,12 +177,17 @@ class LinearCost:
         self._seen[slot], self._places[slot] = 0, place
         return slot
 
+    def _weights(self, least: float = LASTING_WEIGHT) -> Any:
+        """Of the kinds, by when and how often they were seen."""
+        count = len(self._latest)
+        age = self.observed - self._stamps[:count]
+        return np.maximum(0.5 ** (age / HALF_LIFE), least) * self._seen[:count] / TRUSTED
+
     def _fit(self) -> None:
         """Least squares of relative errors: a short step counts as much as a long one."""
         self._since_fit = 0
         count = len(self._latest)
-        age = self.observed - self._stamps[:count]
-        weights = np.maximum(0.5 ** (age / HALF_LIFE), LASTING_WEIGHT / count) * self._seen[:count]
+        weights = self._weights(LASTING_WEIGHT / count)
         weights /= weights.sum()
         relative = self._rows[:count] / self._seconds[:count, None]
         scale = np.sqrt(weights @ relative**2)
@@ -179,6 +198,7 @@ class LinearCost:
         gram[np.diag_indices_from(gram)] += RIDGE
         gram[0, 0] += RIDGE_CONSTANT - RIDGE
         self.coefficients = tuple((non_negative(gram, weighted.sum(0)) / scale).tolist())
+        self._compare(slice(count))
 
 
 def non_negative(gram: Any, target: Any) -> Any:
@@ -210,36 +230,39 @@ def non_negative(gram: Any, target: Any) -> Any:
 class Costs:
     """Of plain steps, of rounds, and of opening draft views."""
 
-    # Until enough was seen; and how much is enough, as the first builds compile kernels.
-    FIRST_BUILD_SECONDS = 0.005
+    # Per token of a view's context. Until enough was seen it costs no more than this: the first
+    # builds may compile kernels, and views that seem too dear would never be opened again.
+    FIRST_BUILD_SECONDS = 5e-7
     ENOUGH_BUILDS = 3
 
     def __init__(self) -> None:
         self.plain, self.rounds = LinearCost(plain_features), LinearCost(round_features)
         self._builds: deque[float] = deque(maxlen=15)
 
-    def observe_build(self, seconds: float, views: int) -> None:
-        """Opening so many views made a step longer by ``seconds``."""
-        self._builds.append(max(seconds, 0.0) / views)
+    def observe_build(self, seconds: float, tokens: int) -> None:
+        """Views of so many tokens of context were opened."""
+        if tokens > 0:
+            self._builds.append(max(seconds, 0.0) / tokens)
 
-    @property
-    def build_seconds(self) -> float:
-        """Of one view."""
+    def build_seconds(self, tokens: float) -> float:
+        """Of views of so many tokens of context."""
+        each = statistics.median_low(self._builds) if self._builds else self.FIRST_BUILD_SECONDS
         if len(self._builds) < self.ENOUGH_BUILDS:
-            return self.FIRST_BUILD_SECONDS
-        return statistics.median(self._builds)
+            each = min(each, self.FIRST_BUILD_SECONDS)
+        return each * tokens
 
     def token_seconds(self, requests: int, context: int) -> float:
         """What a plain token of each of so many requests adds to a step; 0.0 if unknown."""
         if not requests or not self.plain.coefficients:
             return 0.0
         _, token, by_request, by_context = self.plain.coefficients
-        return self.plain.drift * (token + by_request * requests + by_context * context)
+        line = token + by_request * requests + by_context * context
+        return line * self.plain.correction(Work(SOME_PLAIN_TOKENS, requests, context))
 
     def describe(self) -> dict[str, Sequence[float] | float]:
         """Coefficients, for the info endpoint."""
         return {
             "plain_s": self.plain.coefficients,
             "round_s": self.rounds.coefficients,
-            "build_s": self.build_seconds,
+            "build_s_per_token": self.build_seconds(1),
         }

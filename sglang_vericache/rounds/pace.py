@@ -60,9 +60,6 @@ class _Round:
     drafted: int = 0
     undrafted: Sequence[int] = ()
     usual: bool = True
-    builds: int = 0
-    interrupted: bool = False
-    follows_prefill: bool = False
     ended: bool = True
     works: tuple[Work, Work | None] | None = field(default=None, repr=False)
 
@@ -134,16 +131,16 @@ class Pace:
             self._round.plain_tokens, self._round.ended = plain_steps, ends_round
             self._round.drafted, self._round.undrafted = drafted, undrafted
 
-    def unusual(self, builds: int = 0) -> None:
-        """This step does what most do not: it folds tails, or opens draft views."""
+    def unusual(self) -> None:
+        """This step does what most do not (it folds tails, or opens draft views), or a prefill
+        follows it: how long it took says nothing of others."""
         if self._round is not None:
             self._round.usual = False
-            self._round.builds += builds
 
-    def interrupt(self) -> None:
-        """A prefill follows the last step: how long it took cannot be told."""
-        if self._round is not None:
-            self._round.usual, self._round.interrupted = False, True
+    def built(self, seconds: float, tokens: int) -> None:
+        """Opening views of so many tokens of context took the device so long."""
+        if self.controller is not None:
+            self.controller.costs.observe_build(seconds, tokens)
 
     def describe(self) -> dict[str, Any]:
         """For the info endpoint: predictions for the last batch in which somebody could draft, and
@@ -193,9 +190,6 @@ class Pace:
         done.works = works = self._works(done)
         if before is None:
             return
-        done.follows_prefill = before.interrupted
-        if before.builds and not (before.interrupted or before.follows_prefill):
-            self._report_build(before, done)
         if not (done.usual and before.usual) or works is None or not _alike(works, before.works):
             return
         work, beside = works
@@ -220,21 +214,6 @@ class Pace:
         drafting = requests - len(done.undrafted)
         work = Work(done.drafted, drafting, total - aside, done.steps)
         return work, Work(1, requests - drafting, aside) if requests > drafting else None
-
-    def _report_build(self, building: _Round, following: _Round) -> None:
-        """What two rounds, of which the first opened views, took beyond the prediction."""
-        assert self.controller is not None
-        if not (following.usual and following.drafted and building.drafted):
-            return
-        expected = [
-            self.controller.costs.rounds.seconds(made.works[0])
-            for made in (building, following)
-            if made.works is not None
-        ]
-        known = [seconds for seconds in expected if seconds is not None]
-        if len(known) == 2:
-            excess = building.seconds + following.seconds - sum(known)
-            self.controller.costs.observe_build(excess, building.builds)
 
 
 def _alike(works: tuple[Work, Work | None], before: tuple[Work, Work | None] | None) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from sglang_vericache.config import RECENT_TOKENS, VeriCacheConfig
@@ -60,15 +61,29 @@ class ViewKeeper:
                 same: without one its full KV could not leave the device.
         """
         self._fold_long_tails(states, committed)
-        reasons = [
-            self._prepare(req, state, length, choice, all_need_views)
-            for req, state, length in zip(reqs, states, committed, strict=True)
-        ]
-        if self._opened:
-            with self.phases("build"):
-                self.views.fill_tails(self._opened)
-            self._opened = []
+        self._opened = []
+        self.phases.collect()
+        may_open = choice is not None and (choice.horizon != PLAIN or all_need_views)
+        with self._timed(may_open and any(state.view is None for state in states)):
+            reasons = [
+                self._prepare(req, state, length, choice, all_need_views)
+                for req, state, length in zip(reqs, states, committed, strict=True)
+            ]
+            if self._opened:
+                with self.phases("build"):
+                    self.views.fill_tails(self._opened)
         return reasons
+
+    @contextmanager
+    def _timed(self, opens: bool) -> Iterator[None]:
+        """The pace is told what opening views took: the steps around it lie between prefills."""
+        if not (opens and self.pace.adapts):
+            yield
+            return
+        tokens: list[int] = []
+        with self.phases.measured(lambda seconds: self.pace.built(seconds, sum(tokens))):
+            yield
+            tokens += [committed for _, committed in self._opened]
 
     def may_draft(self, state: RequestState, committed: int) -> bool:
         """Whether it drafts if drafting is chosen, as far as can be told before."""
@@ -143,7 +158,7 @@ class ViewKeeper:
         fresh = committed - state.prompt_tokens <= RECENT_TOKENS
         shareable = fresh and state.prompt_tokens >= self.config.min_context_tokens
         end = state.prompt_tokens if shareable else committed
-        self.pace.unusual(builds=1)
+        self.pace.unusual()
         path, seen = self.tree.path_of(req), self.capture.observation(req.rid)
         with self.phases("build"):
             state.view = self.views.open(state.row, path, end, seen, state.budget)

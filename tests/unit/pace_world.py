@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,9 @@ class Card:
         plain, draft, verify: (constant, by request or position, by context).
         lone: what a plain step of a single token costs more.
         part: what each step beyond a round's first costs.
+        build: of a view, by token of its context.
+        few, dear: rounds of fewer requests than this cost so many times what they should.
+        cold: rounds of each horizon before everything that it needs is compiled, each a second.
     """
 
     plain: tuple[float, float, float]
@@ -43,8 +47,11 @@ class Card:
     verify: tuple[float, float, float]
     lone: float = 0.0
     part: float = 0.0005
-    build: float = 0.005
+    build: float = 1.5e-7
     prefill: float = 0.02
+    few: int = 0
+    dear: float = 1.0
+    cold: int = 0
 
     def plain_step(self, tokens: int, requests: int, context: int) -> float:
         constant, each, by_context = self.plain
@@ -62,14 +69,18 @@ class Card:
 
     def draft_steps(self, tokens: int, requests: int, context: int) -> float:
         constant, each, by_context = self.draft
+        tokens *= self.dear if requests < self.few else 1
         return tokens * (constant + each * requests + by_context * context)
 
     def verification(self, horizon: int, requests: int, context: int) -> float:
         constant, each, by_context = self.verify
+        constant *= self.dear if requests < self.few else 1
         return constant + each * requests * (horizon + 1) + by_context * context
 
 
 SMALL = Card((1e-3, 0, 7e-9), (0.9e-3, 3e-6, 0.9e-9), (3e-3, 1.2e-6, 9e-9), lone=1e-3)
+# As an H200 was found to be: what has just started compiles, and a few requests are dear.
+COLD = replace(SMALL, few=12, dear=2.2, cold=2)
 LARGE = Card((5.4e-3, 0, 29e-9), (5.4e-3, 0, 5e-9), (6e-3, 8e-6, 50e-9))
 
 
@@ -111,6 +122,7 @@ class World:
         self.finish = 0.0
         self.last = Choice(PLAIN, False, 0)
         self.late: list[tuple[Request, int, int]] = []
+        self.cold: Counter[int] = Counter()
 
     def batch(self) -> Batch:
         requests = self.requests
@@ -171,8 +183,10 @@ class World:
         missing = [r for r in requests if not r.view]
         if missing:
             self.builds += len(missing)
-            self.unusual(len(missing))
-            seconds += card.build * len(missing)
+            self.unusual()
+            built = card.build * sum(r.context for r in missing)
+            self.built(built, sum(r.context for r in missing))
+            seconds += built
         for request in missing:
             request.view = True
         drafting = [min(choice.share, choice.horizon - r.drafted) for r in requests]
@@ -184,6 +198,8 @@ class World:
             return seconds + card.part, []
         drafted = max(r.drafted for r in requests)
         self.planned(0, True, drafted)
+        self.cold[drafted] += 1
+        seconds += self.cold[drafted] <= card.cold
         seconds += card.verification(drafted, count, context)
         outcome = [(r, r.drafted, self.stands(r, r.drafted) + 1) for r in requests]
         for request in requests:
@@ -216,7 +232,7 @@ class World:
             self.requests += arriving
             self.finish += self.card.prefill * len(arriving)
             if arriving:
-                self.interrupt()
+                self.unusual()
 
     # What the pace is told; a test of another pace tells it otherwise.
 
@@ -224,13 +240,13 @@ class World:
         if self.known is None:
             self.pace.planned(plain, ends, drafted)
 
-    def unusual(self, builds: int) -> None:
+    def unusual(self) -> None:
         if self.known is None:
-            self.pace.unusual(builds)
+            self.pace.unusual()
 
-    def interrupt(self) -> None:
+    def built(self, seconds: float, tokens: int) -> None:
         if self.known is None:
-            self.pace.interrupt()
+            self.pace.built(seconds, tokens)
 
     def settled(self, tokens: int) -> None:
         pass
@@ -275,7 +291,7 @@ def true_rates(world: World) -> dict[int, float]:
     card, requests = world.card, world.requests
     count, context = len(requests), sum(r.context for r in requests)
     left = sum(r.remaining for r in requests)
-    missing = sum(not r.view for r in requests) * card.build
+    missing = sum(r.context for r in requests if not r.view) * card.build
     truths = np.array([r.truth for r in requests])
     fitting = card.fitting(count, context)
     rates = {PLAIN: count * fitting / card.plain_step(fitting, count, context)}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from pace_world import (
+    COLD,
     HORIZONS,
     LARGE,
     SMALL,
@@ -83,14 +85,31 @@ def test_arrivals():
     assert rate > 0.93 * max(best, closed_loop(oracle, 5).run())
 
 
+@pytest.mark.parametrize("count", [256, 128])
+def test_what_a_first_set_was_like_does_not_hold_the_next(count):
+    """Catches what did happen on a GPU: the first set of a server compiles, and ends with a few
+    slow requests; the sets after it were decoded plainly, at half the rate."""
+    shared, pace = SharedAgreement(), None
+    for n in range(3):
+        requests = requests_of(count, 7700, n, shared, 512, 0.85, 0.99)
+        world = adaptive(replace(COLD, cold=0) if n else COLD, requests, pace, shared=shared)
+        rate, pace = world.run(), world.pace
+        by = (
+            World(replace(COLD, cold=0), again, None, known=known).run()
+            for known in (*(lambda _, h=h: h for h in HORIZONS), oracle)
+            if (again := requests_of(count, 7700, n, SharedAgreement(), 512, 0.85, 0.99))
+        )
+        assert n == 0 or rate >= 0.93 * max(by)
+
+
 def test_a_neighbour_is_followed():
     """Everything takes twice as long, for a while: the choice is what it would be without."""
     shared = SharedAgreement()
     requests = requests_of(128, 7700, 0, shared, 6000, 0.9, 0.97)
     world = adaptive(SMALL, requests, shared=shared)
     world.slowdown = lambda now: 2.0 if 8 < now < 16 else 1.0
-    world.run(700)
-    during = [h for h in world.chosen[-300:]]
+    world.run(800)
+    during = [h for h in world.chosen[-400:]]
     assert sum(h == PLAIN for h in during) < 15
     assert world.finish > 16
 

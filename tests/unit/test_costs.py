@@ -131,8 +131,39 @@ def test_the_lone_token_pays_for_the_scheduler():
 def test_builds():
     """Catches the first build, which compiles kernels, taken for what builds cost."""
     costs = Costs()
-    costs.observe_build(60.0, 2)
-    assert costs.build_seconds == Costs.FIRST_BUILD_SECONDS
+    assert costs.build_seconds(1000) == pytest.approx(1000 * Costs.FIRST_BUILD_SECONDS)
+    costs.observe_build(60.0, 2000)
+    assert costs.build_seconds(1000) == pytest.approx(1000 * Costs.FIRST_BUILD_SECONDS)
+    costs.observe_build(1e-4, 2000)
+    assert costs.build_seconds(1000) == pytest.approx(5e-5)
     for _ in range(4):
-        costs.observe_build(0.04, 4)
-    assert costs.build_seconds == pytest.approx(0.01)
+        costs.observe_build(0.04, 4000)
+    assert costs.build_seconds(1000) == pytest.approx(0.01)
+    costs.observe_build(1.0, 0)  # every view shared
+    assert costs.build_seconds(1000) == pytest.approx(0.01)
+
+
+def test_few_requests_say_nothing_of_many():
+    """Catches what did happen on a GPU: the end of a set, where the last requests take twice what
+    the line through all says, made drafting seem twice as dear for the whole of the next set."""
+    cost, whole = LinearCost(round_features), Work(8, 128, 128 * 7700)
+    for _ in range(20):
+        cost.observe(whole, true_seconds(whole))
+    for requests in (100, 64, 32, 16):
+        work = Work(8, requests, requests * 7700)
+        cost.observe(work, true_seconds(work))
+    for requests in (4, 3, 2, 1) * 4:
+        work = Work(8, requests, requests * 7700)
+        cost.observe(work, 2.2 * true_seconds(work))
+    assert cost.seconds(whole) == pytest.approx(true_seconds(whole), rel=0.05)
+    end = Work(8, 2, 2 * 7700)
+    assert cost.seconds(end) == pytest.approx(2.2 * true_seconds(end), rel=0.1)
+
+
+def test_a_line_that_does_not_fit_is_corrected_nearby():
+    """Catches a batch that goes on being misjudged although it has been timed."""
+    cost, bend = observed(100), Work(8, 40, 40 * 1000)
+    for _ in range(3):
+        cost.observe(bend, 1.5 * true_seconds(bend))
+    assert cost.seconds(bend) > 1.3 * true_seconds(bend)
+    assert cost.correction(Work(8, 2, 2000)) == pytest.approx(1, abs=0.1)

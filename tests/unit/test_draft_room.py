@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from view_fakes import World
 
+from sglang_vericache.phase_clock import PhaseClock
 from sglang_vericache.rounds.draft_room import DraftRoom
 from sglang_vericache.rounds.pace import Choice
 from sglang_vericache.rounds.view_keeper import ViewKeeper
@@ -93,14 +94,18 @@ def test_views_where_plain_decoding_is_faster(needed):
     world = World(2000, min_context_tokens=100)
     tree = SimpleNamespace(holds_prompt=lambda *_: True, path_of=lambda req: ())
     capture = SimpleNamespace(observation=lambda rid: None, forget=lambda rid: None)
-    pace = SimpleNamespace(unusual=lambda **_: None)
-    keeper = ViewKeeper(world.config, world.views, tree, capture, pace, phases)
+    built = []
+    pace = SimpleNamespace(
+        adapts=True, unusual=lambda: None, built=lambda seconds, tokens: built.append(tokens)
+    )
+    keeper = ViewKeeper(world.config, world.views, tree, capture, pace, PhaseClock("cpu"))
     one = SimpleNamespace(obstacle=None, rotates=False, full=True, view=None, row=0, drafted=0)
     one.prompt_tokens, one.memory_generation, one.budget = 900, -1, world.views.budget
     plain = Choice(0, True, 0)
     for _ in range(2):
         reasons = keeper.prepare([SimpleNamespace(rid="a")], [one], [901], plain, needed)
         assert reasons == [PLAIN_IS_FASTER] and (one.view is not None) == needed
+    assert built == [901] * needed, "a view's cost is told once, by its context"
     keeper.prepare([SimpleNamespace(rid="a")], [one], [901], plain, False)
     assert one.view is None
 
@@ -117,15 +122,3 @@ def test_who_may_draft():
     assert not keeper.may_draft(one, 900)
     one.view = object()
     assert keeper.may_draft(one, 900)
-
-
-class _Phases:
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-
-def phases(name: str) -> _Phases:
-    return _Phases()

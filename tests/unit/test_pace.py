@@ -118,9 +118,9 @@ def test_steps_before_a_prefill_or_with_builds_do_not_count():
     for what in ("", "", "builds", "", "", "prefill", "", ""):
         run(pace, clock, 0.02)
         if what == "builds":
-            pace.unusual(builds=2)
+            pace.unusual()
         if what == "prefill":
-            pace.interrupt()
+            pace.unusual()
             clock.now += 1.0
     run(pace, clock, 0.0)
     # The first, both of those marked, and the ones after them.
@@ -212,13 +212,11 @@ def test_groups_share_a_round():
     assert recorder.rounds[-1][1] == pytest.approx(0.04)
 
 
-def test_builds_are_measured():
-    recorder, clock, pace = world()
-    for n in range(40):
-        run(pace, clock, 0.02 if n % 8 or not n else 0.10)
-        if n and n % 8 == 0:
-            pace.unusual(builds=4)
-    assert recorder.costs.build_seconds == pytest.approx(0.02, rel=0.1)
+def test_what_views_cost_is_passed_on():
+    recorder, _, pace = world()
+    for _ in range(3):
+        pace.built(0.02, 1000)
+    assert recorder.costs.build_seconds(500) == pytest.approx(0.01)
 
 
 def test_steps_are_whole_without_a_controller():
@@ -226,8 +224,8 @@ def test_steps_are_whole_without_a_controller():
     pace = Pace(8, None)
     choice = pace.begin(None)
     pace.planned(1, True)
-    pace.unusual(builds=1)
-    pace.interrupt()
+    pace.unusual()
+    pace.built(1.0, 1000)
     assert (choice.horizon, choice.share, choice.plain_steps) == (8, 8, 1)
     assert choice.lasting and pace.describe() == {}
 

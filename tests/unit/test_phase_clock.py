@@ -92,3 +92,20 @@ def test_without_events(device):
     with clock("draft"):
         pass
     assert device.made == 0 and not any(clock.seconds.values())
+
+
+def test_one_piece_of_work(device):
+    """Catches opened views whose cost nobody hears of: phases around them, or none."""
+    told: list[float] = []
+    clock = PhaseClock("cuda", events=False)
+    with clock.measured(told.append), clock("build"):
+        pass
+    assert not told
+    device.passed = 1000.0
+    clock.collect()
+    assert told == [0.01]
+
+    host = PhaseClock("cpu")
+    with host.measured(told.append), host("build"):
+        pass
+    assert len(told) == 2 and 0 <= host.seconds["build"] <= told[1]
