@@ -92,7 +92,7 @@ def test_attention(launches, tmp_path, pool_format, heads, group, dim, queries, 
 @pytest.mark.parametrize("pool_format", [BF16, Fp8Format(), Int4Format()], ids=lambda f: f.name)
 def test_copies(launches, tmp_path, pool_format):
     """Catches copies of a few bytes at a time, which the compiler chooses when it cannot see how
-    an address is aligned."""
+    an address is aligned, and a rotation each stage of which passes through shared memory."""
     from sglang_vericache.kernels.append_rows.triton import append_rows
     from sglang_vericache.kernels.commit_rows.triton import commit_rows
     from sglang_vericache.kernels.gather_span.triton import gather_span, regather_span
@@ -109,11 +109,14 @@ def test_copies(launches, tmp_path, pool_format):
     assert len(kernels) == 4
     for kernel in kernels.values():
         assert "ld.global.v4.b32" in kernel.ptx, f"{kernel.name} loads less than 16 bytes"
+        # Keys and values pass it once each, words and scales for their stores.
+        assert kernel.ptx.count("bar.sync") <= 40, f"{kernel.name} moves its rows about"
 
 
 @pytest.mark.parametrize(("heads", "group", "dim"), [(8, 4, 128), (4, 1, 80)])
 def test_window_scores(launches, tmp_path, heads, group, dim):
-    """Catches tiles that do not fit, and products that miss the tensor cores."""
+    """Catches tiles that do not fit twice in a multiprocessor, products that miss the tensor cores,
+    and queries loaded a number at a time."""
     from sglang_vericache.kernels.score_window.triton import score_window
 
     queries = torch.zeros(2, 64, heads * group, dim, dtype=torch.bfloat16)
@@ -121,8 +124,12 @@ def test_window_scores(launches, tmp_path, heads, group, dim):
     score_window(
         queries, torch.zeros(64, dtype=torch.int64), keys, torch.zeros(4000).long(), 0, 1.0
     )
-    for name, kernel in compiled(launches, tmp_path).items():
-        assert name == "window_logs" or "wgmma" in kernel.ptx or "mma.sync" in kernel.ptx
+    kernels = compiled(launches, tmp_path)
+    for name in ("window_statistics", "window_mass"):
+        kernel = kernels[name]
+        assert "wgmma" in kernel.ptx
+        assert kernel.registers <= 128 and 2 * kernel.shared_bytes <= hopper.SHARED_BYTES
+        assert "ld.global.v4.b32" in kernel.ptx
 
 
 @pytest.mark.parametrize(("heads", "dim"), [(8, 128), (4, 80)])

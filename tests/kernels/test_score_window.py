@@ -35,7 +35,9 @@ def formula(queries, query_positions, key_buffers, slots, scaling) -> np.ndarray
 def make(layers, window, heads, group, dim, tokens, dtype=torch.float32) -> tuple:
     queries = torch.randn(layers, window, heads * group, dim, device=DEVICE).to(dtype)
     keys, _ = main_pool(layers, tokens + 9, heads, dim, dtype)
-    slots = torch.randperm(tokens + 9)[:tokens].to(DEVICE)
+    slots, unused = torch.randperm(tokens + 9).to(DEVICE).split([tokens, 9])
+    for buffer in keys:
+        buffer[unused] = float("nan")
     # The window is the path's end.
     positions = torch.arange(START + tokens - window, START + tokens, device=DEVICE)
     return queries, positions, keys, slots, dim**-0.5
@@ -98,14 +100,29 @@ def test_large_logits():
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("splits", [1, 3])
-def test_kernel(dtype, splits):
-    """Catches tokens read twice or never where splits and blocks meet, and 16-bit sums."""
+@pytest.mark.parametrize(("window", "heads", "group"), [(17, 2, 4), (40, 1, 8), (7, 2, 1)])
+def test_kernel(dtype, splits, window, heads, group):
+    """Catches tokens read twice or never where splits and blocks meet, rows of a second block that
+    are left out, padding rows that weigh something, and 16-bit sums."""
     from sglang_vericache.kernels.score_window import triton
 
-    case = make(2, 17, 2, 4, 64, 300, dtype)
+    case = make(2, window, heads, group, 64, 300, dtype)
     wanted = reference.score_window(*case[:4], START, case[4])
     found = triton.score_window(*case[:4], START, case[4], splits=splits)
     # The inputs are the same 16-bit numbers on both sides.
+    assert relative_error(found, wanted) < 1e-5
+
+
+@needs_triton
+@pytest.mark.parametrize("shift", [-250, -100, 50])
+def test_whole_blocks_and_masks(shift):
+    """Catches blocks taken for whole of which a query of the window sees a part only."""
+    from sglang_vericache.kernels.score_window import triton
+
+    queries, positions, *rest = make(1, 20, 2, 4, 64, 300, torch.bfloat16)
+    positions = positions + shift
+    wanted = reference.score_window(queries, positions, *rest[:2], START, rest[2])
+    found = triton.score_window(queries, positions, *rest[:2], START, rest[2], splits=2)
     assert relative_error(found, wanted) < 1e-5
 
 
