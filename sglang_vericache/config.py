@@ -15,6 +15,7 @@ RECENT_TOKENS = 64
 
 # Names of kernels.formats.FORMATS, which importing would bring torch with it.
 HORIZON_POLICIES = ("auto", "adaptive", "fixed")
+DRAFT_AHEAD_CHOICES = ("auto", "on", "off")
 OFF, AUTO, ALWAYS = "off", "auto", "always"
 OFFLOAD_CHOICES = (OFF, AUTO, ALWAYS)
 DRAFT_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8_e4m3", "int4")
@@ -86,6 +87,8 @@ class VeriCacheConfig:
         draft_memory_bytes: size of the draft pool; None means sized from the main pool.
         min_context_tokens: shorter contexts are decoded plainly.
         stagger_groups: the running requests take turns verifying in this many groups.
+        draft_ahead: the next round is drafted in the step that verifies this one, so that the
+            device drafts while the host prepares the next verification; "auto" where that pays.
         fold_tail_tokens: a tail longer than this is folded into a span.
         offload: "auto" lets the full KV of running requests leave the GPU where memory is short and
             that promises more tokens a second, "always" wherever memory is short.
@@ -107,6 +110,7 @@ class VeriCacheConfig:
     draft_memory_bytes: int | None = None
     min_context_tokens: int = 512
     stagger_groups: int = 1
+    draft_ahead: str = "auto"
     fold_tail_tokens: int = 256
     offload: str = OFF
     host_memory_bytes: int | None = None
@@ -133,6 +137,11 @@ class VeriCacheConfig:
         _at_least("--vericache-fold-tail", self.fold_tail_tokens, RECENT_TOKENS + 1)
         _at_least("--vericache-draft-memory", self.draft_memory_bytes, 1)
         _at_least("--vericache-host-memory", self.host_memory_bytes, 1)
+        if self.draft_ahead == "on" and (self.stagger_groups > 1 or self.offload != OFF):
+            raise VeriCacheConfigError(
+                "--vericache-draft-ahead on needs all requests to be verified together: use it "
+                "without --vericache-stagger and --vericache-offload."
+            )
         if self.loader_watch is not None and not self.loader_watch.startswith("ipc:///"):
             raise VeriCacheConfigError(
                 f"--vericache-loader-watch {self.loader_watch!r} is not an address of this "
@@ -155,6 +164,17 @@ class VeriCacheConfig:
         """Tokens of a request in one verify pass: the pending one and the drafted ones."""
         return self.horizon + 1
 
+    def drafts_ahead(self, host_runs_ahead: bool) -> bool:
+        """Whether the step that verifies a round drafts the next one.
+
+        Args:
+            host_runs_ahead: it prepares a step while the device works on the one before: else
+                nothing is gained by drafting for requests that may have ended.
+        """
+        if self.draft_ahead == "auto":
+            return host_runs_ahead and self.stagger_groups == 1 and self.offload == OFF
+        return self.draft_ahead == "on"
+
     @property
     def max_step_seconds(self) -> float:
         return self.max_step_ms / 1000
@@ -162,7 +182,13 @@ class VeriCacheConfig:
     @property
     def tail_capacity(self) -> int:
         """Draft slots that one request's tail can hold."""
-        return self.fold_tail_tokens + self.verify_width
+        return self.fold_tail_tokens + self.draft_reserve
+
+    @property
+    def draft_reserve(self) -> int:
+        """Draft slots that a step may fill beyond the committed tokens: what a verification may
+        accept, and a round that is drafted ahead of the next."""
+        return 2 * self.verify_width
 
     def __str__(self) -> str:
         """Each setting with its source, for the log."""

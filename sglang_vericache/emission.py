@@ -41,6 +41,15 @@ class Emission:
         self._lengths = batch.seq_lens
         self._new_lengths: torch.Tensor | None = None
 
+    @property
+    def new_lengths(self) -> torch.Tensor:
+        """``[bs]`` committed tokens after this step.
+
+        Precondition: they are published.
+        """
+        assert self._new_lengths is not None, "published once a step"
+        return self._new_lengths
+
     def publish(self, plain: torch.Tensor | None = None, plain_steps: int = 0) -> None:
         """Announce the new lengths, as soon as all yields are known: those of a step that
         verifies nothing before it runs.
@@ -70,12 +79,11 @@ class Emission:
             self.output = spread_output(plain.output, index, indices, size, width)
 
     def result(self) -> GenerationBatchResult:
-        assert self._new_lengths is not None, "published once a step"
         return GenerationBatchResult(
             logits_output=self.output,
             next_token_ids=self.tokens.flatten(),
             accept_lens=self.yields.to(torch.int32),
-            new_seq_lens=self._new_lengths,
+            new_seq_lens=self.new_lengths,
             next_draft_input=PendingTokens(self.pending),
             speculative_num_draft_tokens=self.tokens.shape[1],
             # A step may accept nothing, and SGLang subtracts this before it counts.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sglang_vericache.config import (
+    DRAFT_AHEAD_CHOICES,
     DRAFT_DTYPES,
     HORIZON_POLICIES,
     OFFLOAD_CHOICES,
@@ -162,6 +163,15 @@ FLAGS: tuple[Flag, ...] = (
         "vericache_stagger",
         "stagger_groups",
         "Running requests take turns verifying in this many groups (default 1: all at once).",
+    ),
+    Flag(
+        "vericache_draft_ahead",
+        "draft_ahead",
+        _one_of("vericache_draft_ahead", DRAFT_AHEAD_CHOICES),
+        "|".join(DRAFT_AHEAD_CHOICES),
+        "Draft the next round in the step that verifies this one, so that the GPU does not wait "
+        "for the scheduler (default auto: on a GPU, with overlap scheduling and without "
+        "--vericache-stagger and --vericache-offload).",
     ),
     _integer_flag(
         "vericache_fold_tail",

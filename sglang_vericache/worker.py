@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.tp_worker import TpModelWorker
 from sglang.srt.managers.utils import GenerationBatchResult
-from sglang.srt.runtime_context import get_observability, get_server_args
+from sglang.srt.runtime_context import get_observability, get_schedule, get_server_args
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 
 from sglang_vericache.compressors.registry import create_scorer
@@ -38,13 +37,13 @@ from sglang_vericache.pool.sizing import create_pool, create_rows, main_row_byte
 from sglang_vericache.request_options import options_of
 from sglang_vericache.rounds.accounting import StepAccount
 from sglang_vericache.rounds.draft_room import DraftRoom
-from sglang_vericache.rounds.pace import Choice, create_pace, horizons_up_to
-from sglang_vericache.rounds.policy import Candidate, RoundPlan, plan_step
-from sglang_vericache.rounds.request_state import RequestState
+from sglang_vericache.rounds.pace import create_pace, horizons_up_to
+from sglang_vericache.rounds.policy import RoundPlan
 from sglang_vericache.rounds.requests import RunningRequests, remaining_of
 from sglang_vericache.rounds.rotation_setup import create_rotation
+from sglang_vericache.rounds.step_planner import StepPlanner
 from sglang_vericache.rounds.view_keeper import ViewKeeper
-from sglang_vericache.support import END_OF_OUTPUT, draft_obstacle, validate_layers
+from sglang_vericache.support import draft_obstacle, validate_layers
 from sglang_vericache.tree.view_builder import FullKV, ViewBuilder
 from sglang_vericache.tree.warm_up import warm_up
 from sglang_vericache.upload import to_device
@@ -78,7 +77,6 @@ class VeriCacheWorker(BaseSpecWorker):
         self.drafting = True
         self.settled = DraftCounters()  # of the step whose yields came last
         self._accounts: deque[StepAccount] = deque()
-        self._step = 0
 
     @property
     def draft_worker(self) -> None:
@@ -97,8 +95,8 @@ class VeriCacheWorker(BaseSpecWorker):
         self.row_bytes = RowBytes(self.pool.storage.row_bytes, main_row_bytes(main))
         group = self.model_runner.model_config.num_attention_heads // self.pool.storage.heads
         self.horizons = horizons_up_to(self.config.horizon, group)
-        on_gpu = torch.device(self.pool.device).type == "cuda"
-        self.pace = create_pace(self.config, self.horizons, on_gpu)
+        self.on_gpu = torch.device(self.pool.device).type == "cuda"
+        self.pace = create_pace(self.config, self.horizons, self.on_gpu)
         self.phases = PhaseClock(self.pool.device, get_observability().enable_metrics)
         shape = req_to_token_pool.req_to_token.shape[0], self.config.horizon + 1
         self.drafts = torch.zeros(shape, dtype=torch.int64, device=self.pool.device)
@@ -117,8 +115,12 @@ class VeriCacheWorker(BaseSpecWorker):
             picker,
             self.req_to_token_pool.size,
         )
-        self.max_position = self.model_runner.model_config.context_len - 1
-        self.verifier = Verifier(self.model_runner, self.drafts, picker, self.max_position)
+        max_position = self.model_runner.model_config.context_len - 1
+        self.verifier = Verifier(self.model_runner, self.drafts, picker, max_position)
+        ahead = self.config.drafts_ahead(
+            self.on_gpu and not get_schedule().disable_overlap_schedule
+        )
+        self.planner = StepPlanner(self.config, max_position, ahead)
         backend = self.model_runner.attn_backend
         self.capture = QueryCapture(backend, self.scorer.watch, self.rotary)
         main = self.token_to_kv_pool_allocator.get_kvcache()
@@ -137,7 +139,7 @@ class VeriCacheWorker(BaseSpecWorker):
     def init_cuda_graphs(self) -> None:
         runner = self.model_runner.decode_cuda_graph_runner
         graphs = None
-        if torch.device(self.pool.device).type == "cuda" and runner is not None:
+        if self.on_gpu and runner is not None:
             graphs = DraftGraphs(self.draft_step, sorted(runner.capture_bs))
             graphs.capture()
             widths = [horizon + 1 for horizon in self.horizons if horizon]
@@ -230,12 +232,10 @@ class VeriCacheWorker(BaseSpecWorker):
             self.rotation.needs_views,
         )
         self.rotation.step(batch.reqs, states, committed)
-        plan = self._plan(states, reasons, committed, remaining, choice)
+        plan = self.planner.plan(states, reasons, committed, remaining, choice)
         self.rotation.check(batch.reqs, states, committed, plan)
-        plain_steps = self._plain_steps(plan, states, committed, choice)
-        drafted = max((count for _, count in plan.verify), default=0)
-        only_plain = plain_steps if plan.only_plain else 0
-        self.pace.planned(only_plain, plan.ends_round, drafted, plan.plain)
+        plain_steps = self.planner.plain_steps(plan, states, committed, choice)
+        self._tell_pace(plan, plain_steps)
         account = StepAccount(states, committed, reasons, plan, plain_steps)
 
         # SGLang's own path sets this in TpModelWorker; ours goes past it to the model runner.
@@ -246,57 +246,37 @@ class VeriCacheWorker(BaseSpecWorker):
         if verify is None:
             emission.publish(plain, plain_steps)
         if plan.draft:
-            self._draft(batch, plan.draft, states, pending)
             account.drafted(plan.draft)
-            for i, count in plan.draft:
-                states[i].drafted += count
+            self._draft(batch, plan.draft, states, pending, batch.seq_lens)
         if verify is not None:
             verified = self._verify(states, verify, emission)
             emission.publish(plain, plain_steps)
             self._commit_verified(batch, verify, verified)
         if plain is not None:
             self._decode_plainly(batch, plain, plan.plain, states, pending, plain_steps, emission)
+        if plan.ahead:
+            account.drafted(plan.ahead, ahead=True)
+            self._draft(batch, plan.ahead, states, emission.pending, emission.new_lengths)
         self._accounts.append(account)
         return emission.result()
 
-    def _plan(
-        self,
-        states: Sequence[RequestState],
-        reasons: list[str | None],
-        committed: Sequence[int],
-        remaining: Sequence[int],
-        choice: Choice,
-    ) -> RoundPlan:
-        candidates = []
-        for i, state in enumerate(states):
-            most = state.horizon if state.rotates else min(state.horizon, choice.horizon)
-            room = min(most, remaining[i] - 1, self.max_position - committed[i])
-            if reasons[i] is None and room <= 0:
-                reasons[i] = END_OF_OUTPUT
-            drafts, full, rotates = reasons[i] is None, state.full, state.rotates
-            candidates.append(Candidate(i, drafts, state.drafted, room, state.group, full, rotates))
-        self._step += 1
-        groups = self.config.stagger_groups
-        return plan_step(candidates, self._step, choice.horizon, groups, choice.share)
+    def _tell_pace(self, plan: RoundPlan, plain_steps: int) -> None:
+        drafted = max((count for _, count in plan.verify), default=0)
+        drafting = max((count for _, count in (*plan.draft, *plan.ahead)), default=0)
+        self.pace.planned(
+            plain_steps if plan.only_plain else 0,
+            plan.ends_round,
+            drafted,
+            plan.plain,
+            drafting if self.planner.ahead else None,
+        )
 
-    def _plain_steps(
-        self,
-        plan: RoundPlan,
-        states: Sequence[RequestState],
-        committed: Sequence[int],
-        choice: Choice,
-    ) -> int:
-        """Tokens to decode plainly in this step, one after the other."""
-        if not plan.only_plain or any(states[i].token_by_token for i in plan.plain):
-            return 1
-        # The rotary embedding and the row end with the context.
-        room = self.max_position + 1 - max(committed[i] for i in plan.plain)
-        return max(min(choice.plain_steps, self.config.verify_width, room), 1)
-
-    def _draft(self, batch, work, states, pending) -> None:
+    def _draft(self, batch, work, states, pending, committed) -> None:
         drafted = [states[i].drafted for i, _ in work]
         with self.phases("draft"):
-            self.drafter.run(batch, work, drafted, pending)
+            self.drafter.run(batch, work, drafted, pending, committed)
+        for i, count in work:
+            states[i].drafted += count
 
     def _verify(self, states, prepared: PreparedVerify, emission: Emission) -> Verified:
         with self.phases("verify"):
@@ -387,6 +367,7 @@ class VeriCacheWorker(BaseSpecWorker):
             "horizons": self.pace.describe(),
             "rounds_in_parts": self.pace.rounds_in_parts,
             "plain_together": self.pace.plain_together,
+            "rounds_ahead": self.planner.rounds_ahead,
             "hooks": applied_hooks(),
         }
         if self.requests is None:

@@ -26,7 +26,7 @@ GRACE_S, STOP_TIMEOUT_S = 1, 20
 REQUEST_TIMEOUT_S, SETTLE_TIMEOUT_S = 900, 60
 FIRST_ID = 256  # any token
 # Of the plugin's status.
-PACE = ("horizons", "rounds_in_parts", "plain_together")
+PACE = ("horizons", "rounds_in_parts", "plain_together", "rounds_ahead")
 # How the last line of a Python traceback begins; those of requests are from a server's front, which
 # asks itself something before it listens.
 _ERROR = re.compile(r"^(?!requests\.)[\w.]*(?:Error|Exception|Interrupt)\b.*$", re.MULTILINE)

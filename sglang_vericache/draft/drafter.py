@@ -28,16 +28,18 @@ class Drafter:
         work: Sequence[tuple[int, int]],
         drafted: Sequence[int],
         pending: torch.Tensor,
+        committed: torch.Tensor,
     ) -> None:
         """Draft ``count`` more tokens for each (index, count) of ``work``.
 
         Args:
             drafted: tokens that each request of ``work`` has drafted already.
             pending: ``[bs]`` the token of each request whose KV is not computed yet.
+            committed: ``[bs]`` tokens of each whose KV is.
 
         Precondition: the row of each request holds a slot for every token drafted here.
         """
-        step, device = self.step, batch.seq_lens.device
+        step, device = self.step, committed.device
         plan = to_device(
             [(i, done, done + count) for (i, count), done in zip(work, drafted, strict=True)],
             device,
@@ -46,7 +48,7 @@ class Drafter:
         requests = batch.req_pool_indices[index]
         last = step.drafts[requests, (done - 1).clamp(min=0)]
         tokens = torch.where(done > 0, last, pending[index])
-        positions = batch.seq_lens[index] + done
+        positions = committed[index] + done
         lengths = positions + step.rows.offsets[requests] + 1
         size = self.graphs.size_for(len(work)) if self.graphs is not None else None
         step.load(requests, tokens, positions, lengths, done, wanted, size or len(work))

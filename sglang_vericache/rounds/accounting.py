@@ -14,6 +14,10 @@ def rows_of_plain_decoding(first: int, tokens: int) -> int:
     return tokens * first + tokens * (tokens - 1) // 2
 
 
+def _rows_of_drafting(tokens: int, first: int) -> int:
+    return tokens * first + tokens * (tokens - 1) // 2
+
+
 class StepAccount:
     """One step of a batch, with ``plain_steps`` tokens for each that is decoded plainly.
 
@@ -33,17 +37,24 @@ class StepAccount:
         assert undrafted, "a request that could draft is not decoded plainly"
         self.states, self.committed, self.reasons, self.plan = states, committed, reasons, plan
         self.plain_steps = plain_steps
-        self._draft_rows: dict[int, int] = {}
+        # Tokens drafted, and rows that the first of them reads: those that are drafted ahead read
+        # what the verification before them yields as well.
+        self._drafting: dict[int, tuple[int, int]] = {}
+        self._ahead: dict[int, tuple[int, int]] = {}
         self._beyond_limit: dict[int, int] = {}  # draft steps
 
-    def drafted(self, work: Sequence[tuple[int, int]]) -> None:
-        """Draft steps of (index, count) just ran; to be told before their states advance."""
+    def drafted(self, work: Sequence[tuple[int, int]], ahead: bool = False) -> None:
+        """Draft steps of (index, count) just ran; to be told before their states advance.
+
+        Args:
+            ahead: behind the verification of this step.
+        """
         for i, count in work:
             state = self.states[i]
             view = state.view
             assert view is not None, "nothing drafts without a view"
             first = view.length(self.committed[i]) + state.drafted + 1
-            self._draft_rows[i] = count * first + count * (count - 1) // 2
+            (self._ahead if ahead else self._drafting)[i] = count, first
             if view.span_rows > view.budget.limit_rows(view.tail_start):
                 self._beyond_limit[i] = count
 
@@ -73,7 +84,10 @@ class StepAccount:
                 counters.plain[reason] += self.plain_steps
                 step.plain[reason] += self.plain_steps
                 state.last_yield, state.last_reason = tokens, reason
-            draft_rows = self._draft_rows.get(i, 0)
+            count, first = self._drafting.get(i, (0, 0))
+            draft_rows = _rows_of_drafting(count, first)
+            count, first = self._ahead.get(i, (0, 0))
+            draft_rows += _rows_of_drafting(count, first + tokens)
             rows_full = rows_of_plain_decoding(committed + 1, tokens) if tokens else 0
             counters.count_rows(draft_rows, full_rows, rows_full)
             step.count_rows(draft_rows, full_rows, rows_full)

@@ -46,6 +46,7 @@ class _Round:
         horizon: most tokens that it may draft.
         plain_tokens: tokens that every request decodes plainly; 0 when some request drafts.
         drafted: most tokens drafted before the verification.
+    drafting: most tokens drafted in its steps, some of which may be of the next round.
         undrafted: places of requests that are decoded plainly beside those that draft.
         builds: draft views opened in it.
         interrupted: a prefill follows.
@@ -58,6 +59,7 @@ class _Round:
     steps: int = 0
     plain_tokens: int = 0
     drafted: int = 0
+    drafting: int = 0
     undrafted: Sequence[int] = ()
     usual: bool = True
     ended: bool = True
@@ -123,6 +125,7 @@ class Pace:
         ends_round: bool,
         drafted: int = 0,
         undrafted: Sequence[int] = (),
+        drafting: int | None = None,
     ) -> None:
         """What the step that just began does; see `_Round`."""
         self.rounds_in_parts += not ends_round
@@ -130,6 +133,9 @@ class Pace:
         if self._round is not None:
             self._round.plain_tokens, self._round.ended = plain_steps, ends_round
             self._round.drafted, self._round.undrafted = drafted, undrafted
+            self._round.drafting += drafted if drafting is None else drafting
+            if ends_round and self._round.drafting != drafted:
+                self._round.usual = False  # another horizon was drafted than verified
 
     def unusual(self) -> None:
         """This step does what most do not (it folds tails, or opens draft views), or a prefill

@@ -21,6 +21,7 @@ class Candidate:
         full: its full KV can be read now; else it drafts, and accepts nothing.
         rotates: its full KV is to leave again: it is verified as soon as it has drafted all it
             may, whatever round the others are in.
+        ahead: most tokens that it may draft for its next round before this one's outcome is known.
     """
 
     index: int
@@ -30,6 +31,7 @@ class Candidate:
     group: int
     full: bool = True
     rotates: bool = False
+    ahead: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class RoundPlan:
             SGLang counts penalties once a step.
         draft: (index, tokens to draft now).
         verify: (index, tokens drafted by then); the others that draft accept nothing.
+        ahead: (index, tokens to draft behind the verification, for the next round).
         ends_round: nothing drafted is left unverified by it, of those that do not rotate.
     """
 
@@ -48,6 +51,7 @@ class RoundPlan:
     draft: tuple[tuple[int, int], ...]
     verify: tuple[tuple[int, int], ...]
     ends_round: bool = True
+    ahead: tuple[tuple[int, int], ...] = ()
 
     @property
     def only_plain(self) -> bool:
@@ -105,3 +109,27 @@ def plan_step(
     drafts = {index for index, _ in draft}
     goes_on = not verify and any(c.index in drafts for c, _ in drafting)
     return RoundPlan(tuple(plain), tuple(draft), (*verify, *rotating), not goes_on)
+
+
+def plan_ahead(candidates: Sequence[Candidate], share: int) -> RoundPlan:
+    """Verify what earlier steps drafted, and draft for the next round behind it.
+
+    The device drafts while the host reads the yields and prepares the next step, which it could
+    not do if a verification came last. All requests are in the same round: a step that finds those
+    furthest ahead with all they may draft verifies everybody who has drafted something, and drafts
+    the first ``share`` tokens of the next round; any other step only drafts.
+
+    Precondition: the full KV of all candidates is on the device, and none rotates.
+    """
+    drafting = [c for c in candidates if c.drafts and c.room > 0]
+    plain = tuple(c.index for c in candidates if not (c.drafts and c.room > 0))
+    furthest = max((c.drafted for c in drafting), default=0)
+    complete = furthest > 0 and all(c.drafted >= c.room for c in drafting if c.drafted == furthest)
+    if not complete:
+        shares = ((c.index, min(share, c.room - c.drafted)) for c in drafting)
+        draft = tuple((index, count) for index, count in shares if count > 0)
+        return RoundPlan(plain, draft, (), ends_round=not draft)
+    verify = tuple((c.index, min(c.drafted, c.room)) for c in drafting if c.drafted)
+    rooms = ((c.index, min(share, c.ahead if c.drafted else c.room)) for c in drafting)
+    ahead = tuple((index, count) for index, count in rooms if count > 0)
+    return RoundPlan(plain, (), verify, ahead=ahead)

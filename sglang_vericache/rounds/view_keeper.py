@@ -169,7 +169,7 @@ class ViewKeeper:
         return None
 
     def _reserve(self, view: DraftView, committed: int) -> bool:
-        length = view.length(committed) + self.config.verify_width
+        length = view.length(committed) + self.config.draft_reserve
         return length <= view.capacity or self.views.reserve(view, length)
 
     def _without_memory(self, state: RequestState) -> str:

@@ -90,6 +90,24 @@ def test_tiny_keydiff_staggered_retracted_small_pool(tiny_reference, logs):
     assert verdict.accepted > 0 and verdict.rounds > 0
 
 
+def test_tiny_drafting_ahead(tiny_reference, logs):
+    """The order of a GPU's steps: verify, then draft the next round; with tails folded between,
+    retraction, and outputs that end while the next round is drafted."""
+    _, verdict, status = run_ours(
+        tiny_reference,
+        logs / "tiny-ahead.log",
+        (
+            *("--vericache-draft-ahead", "on"),
+            *("--vericache-horizon", "6", "--vericache-fold-tail", "70"),
+        ),
+        {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "17"},
+    )
+    assert_same(verdict)
+    assert status["rounds_ahead"] > 0.5 * verdict.rounds / len(tiny_reference.calls)
+    assert status["spans"]["folded"] > 0
+    assert_drafted(verdict, status)
+
+
 @pytest.mark.parametrize("compressor", ["expected_attention", "streamingllm"])
 def test_tiny_compressors(tiny_reference, logs, compressor):
     """What a compressor sees of chunked prefills, prefixes and turns, in a server."""
@@ -111,9 +129,10 @@ def test_tiny_compressors(tiny_reference, logs, compressor):
 
 
 @pytest.mark.parametrize(
-    ("step_ms", "takes"), [(100_000, "plain_together"), (1, "rounds_in_parts")]
+    ("step_ms", "ahead", "takes"),
+    [(100_000, "off", "plain_together"), (1, "off", "rounds_in_parts"), (1, "on", "rounds_ahead")],
 )
-def test_adaptive_horizon(tiny_reference, logs, step_ms, takes):
+def test_adaptive_horizon(tiny_reference, logs, step_ms, ahead, takes):
     """Horizons that change while requests run, views closed and opened again, several plain
     tokens a step, with stops among them, and rounds that take several steps."""
     reference = replace(
@@ -122,9 +141,9 @@ def test_adaptive_horizon(tiny_reference, logs, step_ms, takes):
     )
     flags = (
         *("--vericache-horizon", "8", "--vericache-horizon-policy", "adaptive"),
-        *("--vericache-max-step-ms", str(step_ms)),
+        *("--vericache-max-step-ms", str(step_ms), "--vericache-draft-ahead", ahead),
     )
-    _, verdict, status = run_ours(reference, logs / f"adaptive-{step_ms}.log", flags)
+    _, verdict, status = run_ours(reference, logs / f"adaptive-{step_ms}-{ahead}.log", flags)
     assert not verdict.mismatches, "\n".join(verdict.mismatches)
     assert verdict.rounds > 0 and verdict.accepted > 0
     assert status[takes] > 0

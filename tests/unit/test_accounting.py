@@ -166,3 +166,18 @@ def test_several_plain_steps():
     total.cut(2, 702 + 703, request.last_yield, request.last_reason)
     assert total.plain == {"short_context": 1} and total.rows_full == 701
     assert (total.accepted, total.yields) == (0, {})
+
+
+def test_drafting_ahead():
+    """Catches rows of the next round counted from before the verification that precedes it. 1010
+    committed tokens are 278 rows; the verification yields 4, so the drafts behind it read 283 and
+    284."""
+    request, total = state(drafted=3), DraftCounters()
+    plan = RoundPlan((), (), ((0, 3),), ahead=((0, 2),))
+    step = StepAccount([request], [1010], [None], plan)
+    request.drafted = 0
+    step.drafted([(0, 2)], ahead=True)
+    request.drafted = 2
+    step.settle([4], total)
+    assert total.draft_rows_read == 283 + 284
+    assert (total.rounds, total.drafted, total.accepted) == (1, 3, 3)

@@ -75,9 +75,9 @@ def test_edges_are_accepted(fields):
     assert {name: getattr(config, name) for name in fields} == fields
 
 
-@pytest.mark.parametrize(("horizon", "fold", "width", "tail"), [(1, 65, 2, 67), (16, 256, 17, 273)])
+@pytest.mark.parametrize(("horizon", "fold", "width", "tail"), [(1, 65, 2, 69), (16, 256, 17, 290)])
 def test_derived_lengths(horizon, fold, width, tail):
-    """Catches a verify width without the pending token, or a tail without room for a round."""
+    """Catches a verify width without the pending token, or a tail without room for two rounds."""
     config = VeriCacheConfig(horizon=horizon, fold_tail_tokens=fold)
     assert (config.verify_width, config.tail_capacity) == (width, tail)
 
@@ -184,3 +184,25 @@ def test_describe_is_plain():
 def test_offloading_that_cannot_be(settings, sentence):
     with pytest.raises(VeriCacheConfigError, match=sentence):
         VeriCacheConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("fields", "host_runs_ahead", "expected"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"stagger_groups": 2}, True, False),
+        ({"offload": "auto"}, True, False),
+        ({"draft_ahead": "on"}, False, True),
+        ({"draft_ahead": "off"}, True, False),
+    ],
+)
+def test_drafting_ahead(fields, host_runs_ahead, expected):
+    assert VeriCacheConfig(**fields).drafts_ahead(host_runs_ahead) is expected
+
+
+@pytest.mark.parametrize("fields", [{"stagger_groups": 2}, {"offload": "auto"}])
+def test_drafting_ahead_of_some(fields):
+    """Catches a setting that would be ignored."""
+    with pytest.raises(VeriCacheConfigError, match="--vericache-draft-ahead on"):
+        VeriCacheConfig(draft_ahead="on", **fields)

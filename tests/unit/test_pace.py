@@ -203,6 +203,20 @@ def test_what_is_decoded_plainly_beside_a_round_is_not_its_cost():
     assert 0.020 < seconds < 0.030
 
 
+def test_a_round_is_charged_with_its_own_drafts():
+    """Catches a step that verifies 8 tokens and drafts 4 ahead told as a round of either."""
+    recorder, clock, pace = world()
+    run(pace, clock, 0.02, ends=False, drafting=8)
+    for drafted, drafting in ((8, 8), (8, 8), (8, 8), (8, 4), (4, 4), (4, 4)):
+        run(pace, clock, 0.001 * (drafted + drafting), drafted=drafted, drafting=drafting)
+    for _ in range(3):  # in two parts
+        run(pace, clock, 0.005, ends=False, drafting=2)
+        run(pace, clock, 0.005, drafted=4, drafting=2)
+    run(pace, clock, 0.0)
+    told = [(work.length, work.steps, round(seconds, 3)) for work, seconds in recorder.rounds]
+    assert told == [(8, 1, 0.016), (4, 1, 0.008), (4, 2, 0.01), (4, 2, 0.01)]
+
+
 def test_groups_share_a_round():
     """With four groups a step does a quarter of what a round of all would."""
     recorder, clock = Recorder((8,)), Clock()

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from sglang_vericache.rounds.policy import Candidate, plan_step
+from sglang_vericache.rounds.policy import Candidate, plan_ahead, plan_step
 
 HORIZON = 16
 
@@ -240,3 +240,81 @@ def test_nobody_can_do_anything():
     away = Candidate(0, True, HORIZON, HORIZON, 0, False, True)
     plan = plan_step([away], 0, HORIZON, 1)
     assert (plan.plain, plan.draft, plan.verify) == ((), (), ())
+
+
+def ahead(index=0, drafted=0, room=HORIZON, ahead=HORIZON, drafts=True) -> Candidate:
+    return Candidate(index, drafts, drafted, room, 0, ahead=ahead)
+
+
+@pytest.mark.parametrize(
+    ("who", "share", "plain", "draft", "verify", "behind"),
+    [
+        pytest.param([ahead()], 16, (), ((0, 16),), (), (), id="first"),
+        pytest.param([ahead(drafted=16)], 16, (), (), ((0, 16),), ((0, 16),), id="steady"),
+        pytest.param([ahead(drafted=8)], 8, (), ((0, 8),), (), (), id="second-part"),
+        pytest.param([ahead(drafted=16)], 8, (), (), ((0, 16),), ((0, 8),), id="first-part"),
+        pytest.param(
+            [ahead(0, 16), ahead(1)], 8, (), (), ((0, 16),), ((0, 8), (1, 8)), id="who-joins"
+        ),
+        pytest.param(
+            [ahead(0, 16), ahead(1, 8)],
+            8,
+            (),
+            (),
+            ((0, 16), (1, 8)),
+            ((0, 8), (1, 8)),
+            id="less-far",
+        ),
+        pytest.param([ahead(drafted=16, room=3)], 16, (), (), ((0, 3),), ((0, 16),), id="clipped"),
+        pytest.param([ahead(drafted=16, ahead=0)], 16, (), (), ((0, 16),), (), id="none-ahead"),
+        pytest.param(
+            [ahead(drafted=16, ahead=-3)], 16, (), (), ((0, 16),), (), id="less-than-none"
+        ),
+        pytest.param([ahead(drafted=9, room=0)], 16, (0,), (), (), (), id="at-its-end"),
+        pytest.param(
+            [ahead(0, 16), ahead(1, drafts=False)], 16, (1,), (), ((0, 16),), ((0, 16),), id="mixed"
+        ),
+        pytest.param([ahead(drafts=False)], 16, (0,), (), (), (), id="only-plain"),
+        pytest.param([], 16, (), (), (), (), id="empty-batch"),
+    ],
+)
+def test_ahead(who, share, plain, draft, verify, behind):
+    """Catches a verification of what nothing was drafted for, and one that waits for ever."""
+    plan = plan_ahead(who, share)
+    assert (plan.plain, plan.draft, plan.verify, plan.ahead) == (plain, draft, verify, behind)
+    assert plan.ends_round == (not draft)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_batch_that_drafts_ahead(seed):
+    """Catches, over many steps with arrivals and outputs that end: a request that does nothing in
+    two steps, and more drafted than a row has room for."""
+    rng = random.Random(seed)
+    horizon, share = rng.choice([(1, 1), (5, 3), (16, 16), (16, 8), (16, 4)])
+    requests: list[dict] = []
+    for step in range(200):
+        if rng.random() < 0.3:
+            requests.append({"left": rng.randint(1, 60), "drafted": 0, "moved": step})
+        requests = [r for r in requests if r["left"] > 0]
+        candidates = [
+            Candidate(
+                *(i, True, r["drafted"], min(horizon, r["left"] - 1), 0),
+                ahead=min(horizon, r["left"] - 2),
+            )
+            for i, r in enumerate(requests)
+        ]
+        plan = plan_ahead(candidates, share)
+        behind, verify = dict(plan.ahead), dict(plan.verify)
+        assert not (plan.draft and plan.verify)
+        for i, r in enumerate(requests):
+            if i in plan.plain:
+                r["left"], r["drafted"], r["moved"] = r["left"] - 1, 0, step
+                continue
+            r["drafted"] += dict(plan.draft).get(i, 0)
+            if i in verify:
+                assert 0 < verify[i] <= min(r["drafted"], r["left"] - 1)
+                r["left"] -= rng.randint(1, verify[i] + 1)
+                r["drafted"], r["moved"] = 0, step
+            r["drafted"] += behind.get(i, 0)
+            assert r["drafted"] <= horizon and (i not in behind or i in verify or r["drafted"] > 0)
+            assert step - r["moved"] <= 2 * -(-horizon // share) + 1, "it waits for ever"

@@ -64,6 +64,7 @@ def test_every_setting_has_its_twins(write):
         "draft_memory": "1GiB",
         "min_context": "77",
         "stagger": "2",
+        "draft_ahead": "off",
         "fold_tail": "99",
         "offload": "auto",
         "host_memory": "2GiB",

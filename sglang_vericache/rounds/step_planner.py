@@ -1,0 +1,92 @@
+"""What each request does in a scheduler step, from its state and the chosen pace. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sglang_vericache.config import VeriCacheConfig
+from sglang_vericache.rounds.pace import Choice
+from sglang_vericache.rounds.policy import Candidate, RoundPlan, plan_ahead, plan_step
+from sglang_vericache.rounds.request_state import RequestState
+from sglang_vericache.support import END_OF_OUTPUT
+
+
+class StepPlanner:
+    """
+    Args:
+        max_position: last position that the model's rotary embedding knows.
+        ahead: rounds are drafted in the step that verifies the one before.
+
+    Attributes:
+        rounds_ahead: steps that did so.
+    """
+
+    def __init__(self, config: VeriCacheConfig, max_position: int, ahead: bool) -> None:
+        self.config, self.max_position, self.ahead = config, max_position, ahead
+        self._step = self.rounds_ahead = 0
+
+    def plan(
+        self,
+        states: Sequence[RequestState],
+        reasons: list[str | None],
+        committed: Sequence[int],
+        remaining: Sequence[int],
+        choice: Choice,
+    ) -> RoundPlan:
+        """Args:
+        reasons: why a request does not draft; where its output ends, that is written here.
+        committed: tokens of each request whose KV is computed.
+        remaining: tokens that each request may still make.
+        """
+        candidates = []
+        for i, state in enumerate(states):
+            room = min(
+                self._most(state, choice), remaining[i] - 1, self.max_position - committed[i]
+            )
+            if reasons[i] is None and room <= 0:
+                reasons[i] = END_OF_OUTPUT
+            drafts, full, rotates = reasons[i] is None, state.full, state.rotates
+            one = Candidate(i, drafts, state.drafted, room, state.group, full, rotates)
+            if self.ahead and drafts and state.drafted:
+                one.ahead = self._room_ahead(state, committed[i], remaining[i], choice)
+            candidates.append(one)
+        self._step += 1
+        if self.ahead:
+            plan = plan_ahead(candidates, choice.share)
+            self.rounds_ahead += bool(plan.ahead)
+            return plan
+        groups = self.config.stagger_groups
+        return plan_step(candidates, self._step, choice.horizon, groups, choice.share)
+
+    def plain_steps(
+        self,
+        plan: RoundPlan,
+        states: Sequence[RequestState],
+        committed: Sequence[int],
+        choice: Choice,
+    ) -> int:
+        """Tokens to decode plainly in this step, one after the other."""
+        if not plan.only_plain or any(states[i].token_by_token for i in plan.plain):
+            return 1
+        # The rotary embedding and the row end with the context.
+        room = self.max_position + 1 - max(committed[i] for i in plan.plain)
+        return max(min(choice.plain_steps, self.config.verify_width, room), 1)
+
+    def _most(self, state: RequestState, choice: Choice) -> int:
+        """Tokens that it may have drafted before its next verification."""
+        if state.rotates:
+            return state.horizon
+        # What was drafted ahead, when a longer horizon was the choice, is there.
+        return min(state.horizon, max(choice.horizon, state.drafted if self.ahead else 0))
+
+    def _room_ahead(
+        self, state: RequestState, committed: int, remaining: int, choice: Choice
+    ) -> int:
+        """Whatever the verification of what it has drafted will accept, which may be nothing or
+        all of it."""
+        assert state.view is not None, "nothing drafts without a view"
+        longest = committed + state.drafted + 1
+        if state.released or state.view.tail_tokens(longest) > self.config.fold_tail_tokens:
+            return 0  # to fold a tail, nothing may be drafted behind it
+        most = min(state.horizon, choice.horizon)
+        return min(most, remaining - 2, self.max_position - longest)

@@ -1,0 +1,93 @@
+"""From states and a choice to the plan of a step; above all what may be drafted ahead."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sglang_vericache.config import VeriCacheConfig
+from sglang_vericache.rounds.pace import Choice
+from sglang_vericache.rounds.step_planner import StepPlanner
+from sglang_vericache.support import END_OF_OUTPUT, PLAIN_IS_FASTER
+
+CONFIG = VeriCacheConfig(horizon=15, fold_tail_tokens=100)
+LAST = 4095
+CHOICE = Choice(15, True, 15)
+
+
+def state(drafted: int = 0, tail_from: int = 1000, **more: Any) -> Any:
+    view = SimpleNamespace(tail_tokens=lambda committed: committed - tail_from)
+    known = dict(full=True, rotates=False, group=0, horizon=15, released=False, view=view)
+    return SimpleNamespace(drafted=drafted, **(known | {"token_by_token": False} | more))
+
+
+def plan(states, committed=1010, remaining=400, choice=CHOICE, ahead=True, reasons=None):
+    planner = StepPlanner(CONFIG, LAST, ahead)
+    count = len(states)
+    reasons = reasons or [None] * count
+    made = planner.plan(states, reasons, [committed] * count, [remaining] * count, choice)
+    return made, reasons
+
+
+def test_both_orders():
+    """Without drafting ahead a step drafts and verifies; with it, the other way round."""
+    made, _ = plan([state()], ahead=False)
+    assert (made.draft, made.verify, made.ahead) == (((0, 15),), ((0, 15),), ())
+    made, _ = plan([state()])
+    assert (made.draft, made.verify, made.ahead) == (((0, 15),), (), ())
+    made, _ = plan([state(15)])
+    assert (made.draft, made.verify, made.ahead) == ((), ((0, 15),), ((0, 15),))
+
+
+@pytest.mark.parametrize(
+    ("what", "verified", "ahead"),
+    [
+        pytest.param({"remaining": 400}, 15, 15, id="far-from-any-end"),
+        # One token at least comes out of the verification, and the last needs no draft.
+        pytest.param({"remaining": 9}, 8, 7, id="end-of-output"),
+        pytest.param({"remaining": 2}, 1, 0, id="last-token-but-one"),
+        # All may be accepted: 16 tokens from 4070 on, and rotary positions end at 4095.
+        pytest.param({"committed": 4070, "states": [state(15, 4000)]}, 15, 9, id="end-of-context"),
+        pytest.param({"committed": 4090, "states": [state(15, 4000)]}, 5, 0, id="at-that-end"),
+        # 1084 + 16 tokens are a tail of 100, which is not folded yet; one more would be.
+        pytest.param({"committed": 1084}, 15, 15, id="tail-fits"),
+        pytest.param({"committed": 1085}, 15, 0, id="tail-is-folded-next"),
+        pytest.param({"states": [state(15, released=True)]}, 15, 0, id="ended"),
+        pytest.param({"choice": Choice(7, True, 7)}, 15, 7, id="shorter-horizon-chosen"),
+        pytest.param({"choice": Choice(15, True, 8)}, 15, 8, id="in-parts"),
+        pytest.param({"states": [state(15, horizon=3)]}, 3, 3, id="own-horizon"),
+    ],
+)
+def test_room_ahead(what, verified, ahead):
+    """Catches positions without rotary embedding, drafts in the way of a fold, and drafts thrown
+    away because the choice has changed since."""
+    made, _ = plan(**({"states": [state(15)]} | what))
+    assert made.verify == ((0, verified),)
+    assert made.ahead == (((0, ahead),) if ahead else ())
+
+
+def test_the_end_of_an_output():
+    made, reasons = plan([state(15), state(15)], remaining=1)
+    assert made.plain == (0, 1) and reasons == [END_OF_OUTPUT] * 2
+
+
+def test_plain_decoding_drops_what_was_drafted():
+    made, _ = plan([state(15)], choice=Choice(0, False, 0, 8), reasons=[PLAIN_IS_FASTER])
+    assert made.only_plain and made.ends_round
+    assert (
+        StepPlanner(CONFIG, LAST, True).plain_steps(
+            made, [state(15)], [1010], Choice(0, False, 0, 8)
+        )
+        == 8
+    )
+
+
+def test_plain_steps_end_with_the_context():
+    planner = StepPlanner(CONFIG, LAST, True)
+    made, _ = plan([state()], choice=Choice(0, False, 0, 8), reasons=[PLAIN_IS_FASTER])
+    for committed, expected in ((4000, 8), (4093, 3), (4095, 1)):
+        assert planner.plain_steps(made, [state()], [committed], Choice(0, False, 0, 8)) == expected
+    one = [state(token_by_token=True)]
+    assert planner.plain_steps(made, one, [1010], Choice(0, False, 0, 8)) == 1
