@@ -195,6 +195,7 @@ class VeriCacheWorker(BaseSpecWorker):
 
     def _extend(self, batch: ScheduleBatch, on_publish) -> GenerationBatchResult:
         self.pace.unusual()
+        self.planner.prefill()
         mark_scoring(batch)
         self.rotation.before_extend(batch)
         with self.capture.during(self._capture_ranges(batch)):

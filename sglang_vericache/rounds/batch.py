@@ -72,14 +72,17 @@ class Batch:
         return total / (known + unknown)
 
     def tokens(self, horizon: int, hoped: float | None = None) -> float:
-        """That a round of ``horizon`` is expected to yield.
+        """That a round of ``horizon`` yields over the time that requests like these take.
+
+        A harmonic mean: those that agree well end soon, and what they gain ends with them, while
+        those that agree badly are slowed down by every round that the others draft long.
 
         Args:
             hoped: instead of the agreement of those that have not drafted yet.
         """
-        tokens = float(expected_yields(self.agreements, horizon).sum())
+        time = float((1 / expected_yields(self.agreements, horizon)).sum()) + self.undrafted
         unknown = len(self.drafters) - len(self.agreements)
         if unknown:
             others = self.others if hoped is None else np.array([hoped])
-            tokens += unknown * float(expected_yields(others, horizon).mean())
-        return tokens + self.undrafted
+            time += unknown * float((1 / expected_yields(others, horizon)).mean())
+        return self.requests**2 / time

@@ -24,6 +24,11 @@ class StepPlanner:
     def __init__(self, config: VeriCacheConfig, max_position: int, ahead: bool) -> None:
         self.config, self.max_position, self.ahead = config, max_position, ahead
         self._step = self.rounds_ahead = 0
+        self._follows_prefill = False
+
+    def prefill(self) -> None:
+        """The next step follows a prefill, whose first tokens are sent once it is launched."""
+        self._follows_prefill = True
 
     def plan(
         self,
@@ -66,7 +71,12 @@ class StepPlanner:
         choice: Choice,
     ) -> int:
         """Tokens to decode plainly in this step, one after the other."""
-        if not plan.only_plain or any(states[i].token_by_token for i in plan.plain):
+        follows_prefill, self._follows_prefill = self._follows_prefill, False
+        if (
+            follows_prefill
+            or not plan.only_plain
+            or any(states[i].token_by_token for i in plan.plain)
+        ):
             return 1
         # The rotary embedding and the row end with the context.
         room = self.max_position + 1 - max(committed[i] for i in plan.plain)

@@ -81,6 +81,15 @@ class Card:
 SMALL = Card((1e-3, 0, 7e-9), (0.9e-3, 3e-6, 0.9e-9), (3e-3, 1.2e-6, 9e-9), lone=1e-3)
 # As an H200 was found to be: what has just started compiles, and a few requests are dear.
 COLD = replace(SMALL, few=12, dear=2.2, cold=2)
+# As one was found to be once rounds were drafted ahead.
+AHEAD = Card(
+    (1.74e-3, 0, 6e-9),
+    (0.87e-3, 6.4e-6, 3e-10),
+    (2e-3, 7e-7, 7e-9),
+    lone=2e-3,
+    part=1e-3,
+    build=2e-8,
+)
 LARGE = Card((5.4e-3, 0, 29e-9), (5.4e-3, 0, 5e-9), (6e-3, 8e-6, 50e-9))
 
 
@@ -283,6 +292,7 @@ def adaptive(
     world.pace = pace or new_pace(lambda: world.now)
     if pace is not None:
         pace._clock = lambda: world.now
+        pace.unusual()  # a prefill precedes it
     return world
 
 

@@ -77,17 +77,30 @@ def test_tokens_behind_the_first_miss_say_nothing():
 
 
 def test_a_new_request_is_like_any_of_the_others():
-    """Catches the yield of a mean, which is less than the mean of yields."""
+    """Catches the yield of a mean agreement, of which there is perhaps none."""
     shared = SharedAgreement()
     for stands in [True, False] * 4:
         agreement = Agreement(shared)
         for _ in range(60):
             agreement.add(16, 16 if stands else 1)
-    mean = sum(shared.values()) / len(shared.values())
     batch = Batch([100], [100], range(1), np.array([]), np.array(shared.values()))
-    assert batch.mean_agreement == pytest.approx(mean)
-    assert batch.tokens(16) > 1.5 * float(expected_yields(mean, 16))
+    assert batch.mean_agreement == pytest.approx(sum(shared.values()) / len(shared.values()))
+    each = [float(expected_yields(value, 16)) for value in shared.values()]
+    assert batch.tokens(16) == pytest.approx(len(each) / sum(1 / y for y in each))
     assert batch.tokens(16, hoped=0.95) == pytest.approx(float(expected_yields(0.95, 16)))
+
+
+def test_those_that_agree_well_end_soon():
+    """Catches a batch judged by its quickest requests: of two slots that always have one of either
+    kind, equally often, and outputs of 480 tokens, the mean rate over a long time is what counts."""
+    agreements = np.array([0.99, 0.5])
+    batch = Batch([100] * 2, [480] * 2, range(2), agreements, agreements)
+    yields = expected_yields(agreements, 16)
+    rounds = 480 / yields  # that an output takes
+    assert batch.tokens(16) == pytest.approx(2 * 480 / rounds.mean())
+    beside = Batch([100] * 3, [480] * 3, range(2), agreements, agreements)
+    rounds = np.append(rounds, 480)  # one that cannot draft gets a token a round
+    assert beside.tokens(16) == pytest.approx(3 * 480 / rounds.mean())
 
 
 def test_an_agreement_never_reaches_one():

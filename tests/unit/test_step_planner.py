@@ -84,6 +84,15 @@ def test_plain_decoding_drops_what_was_drafted():
     )
 
 
+def test_first_tokens_do_not_wait_for_several_plain_steps():
+    """Catches a time to first token that includes launching the step behind the prefill."""
+    planner, choice = StepPlanner(CONFIG, LAST, True), Choice(0, False, 0, 8)
+    made, _ = plan([state()], choice=choice, reasons=[PLAIN_IS_FASTER])
+    planner.prefill()
+    steps = [planner.plain_steps(made, [state()], [1010], choice) for _ in range(3)]
+    assert steps == [1, 8, 8]
+
+
 def test_plain_steps_end_with_the_context():
     planner = StepPlanner(CONFIG, LAST, True)
     made, _ = plan([state()], choice=Choice(0, False, 0, 8), reasons=[PLAIN_IS_FASTER])
