@@ -91,8 +91,8 @@ def test_a_new_request_is_like_any_of_the_others():
 
 
 def test_those_that_agree_well_end_soon():
-    """Catches a batch judged by its quickest requests: of two slots that always have one of either
-    kind, equally often, and outputs of 480 tokens, the mean rate over a long time is what counts."""
+    """Catches a batch judged by its quickest requests: of two places that always have one of
+    either kind, equally often, and outputs of 480 tokens, the mean rate over a long time counts."""
     agreements = np.array([0.99, 0.5])
     batch = Batch([100] * 2, [480] * 2, range(2), agreements, agreements)
     yields = expected_yields(agreements, 16)
