@@ -51,6 +51,8 @@ def report(case: str, model: str, flags: tuple[str, ...], verdict: Verdict) -> N
     ("name", "ours"),
     [
         ("snapkv", ("--vericache-horizon", "8")),
+        # As on a GPU.
+        ("snapkv ahead", ("--vericache-horizon", "8", "--vericache-draft-ahead", "on")),
         ("keydiff staggered", ("--vericache-compressor", "keydiff", "--vericache-stagger", "2")),
     ],
 )
