@@ -187,8 +187,8 @@ class VeriCacheConfig:
     @property
     def draft_reserve(self) -> int:
         """Draft slots that a step may fill beyond the committed tokens: what a verification may
-        accept, and a round that is drafted ahead of the next."""
-        return 2 * self.verify_width
+        accept, and a round that may be drafted ahead behind it."""
+        return self.verify_width * (2 if self.drafts_ahead(host_runs_ahead=True) else 1)
 
     def __str__(self) -> str:
         """Each setting with its source, for the log."""

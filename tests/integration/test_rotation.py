@@ -35,7 +35,9 @@ class Drafts:
     """The draft pool by numbers: what ViewBuilder has of it, and the states of who drafts."""
 
     def __init__(self, slots: int) -> None:
-        self.config = VeriCacheConfig(min_context_tokens=8, horizon=WIDTH - 1, fold_tail_tokens=70)
+        self.config = VeriCacheConfig(
+            min_context_tokens=8, horizon=WIDTH - 1, fold_tail_tokens=70, draft_ahead="off"
+        )
         self.budget = Budget.of(self.config)
         self.pool = SimpleNamespace(allocator=SlotAllocator(slots, "cpu"))
         self.spans, self.scorer = SpanTable(SpanCounters()), SimpleNamespace(scope="path")

@@ -145,12 +145,12 @@ def test_flags_of_the_sides():
         _with_pools(f"{OURS} {flags}", case, case.model)
         for flags in (offload_flags(case), host_flags(case))
     )
-    assert "--vericache-draft-memory 1379MiB" in ours and "--max-total-tokens 39174 " in ours
+    assert "--vericache-draft-memory 1384MiB" in ours and "--max-total-tokens 39142 " in ours
     assert "--vericache-draft-memory" in attached and attached.count("--max-total-tokens") == 1
     own = f"{OURS} --max-total-tokens 7"
     assert _with_pools(own, case, case.model) == own
     assert pool_note(ours, plain) == (
-        "KV memory: a main pool of 39174 tokens and a draft pool of 1379MiB (baseline 48000 tokens)"
+        "KV memory: a main pool of 39142 tokens and a draft pool of 1384MiB (baseline 48000 tokens)"
     )
     assert pool_note(OURS, "") is None
 

@@ -40,17 +40,17 @@ def config(**fields) -> VeriCacheConfig:
 
 
 def test_least_is_one_request():
-    """Catches a tail that is forgotten: 68 tokens of a 100-token path, then 256 + 4."""
-    assert least_slots(config()) == 68 + 260
+    """Catches a tail that is forgotten: 68 tokens of a 100-token path, then 256 + 2 x 4."""
+    assert least_slots(config()) == 68 + 264
 
 
 @pytest.mark.parametrize(
     ("tokens", "max_requests", "slots"),
     [
-        pytest.param(10_000, 5, 5 * 400 + 5 * 260, id="five-long-ones"),
+        pytest.param(10_000, 5, 5 * 400 + 5 * 264, id="five-long-ones"),
         pytest.param(10_000, 50, 50 * 68 + 2500, id="tails-of-many-are-capped"),
         pytest.param(1000, 50, 10 * 68 + 250, id="no-more-than-are-long-enough"),
-        pytest.param(300, 50, 328, id="at-least-one"),
+        pytest.param(300, 50, 332, id="at-least-one"),
     ],
 )
 def test_automatic_size_by_hand(tokens, max_requests, slots):
@@ -92,13 +92,13 @@ def test_size_with_a_host_tier_by_hand():
     """Catches a pool for the main pool's tokens alone, and one that takes most of the memory."""
     tier = HostTier(10**9, 2.0, 10**12)
     settings = config(min_context_tokens=2000)
-    # Twice 100,000 tokens in 100 requests at most: 100 times 400 rows and tails of 260.
+    # Twice 100,000 tokens in 100 requests at most: 100 times 400 rows and tails of 264.
     size = draft_size(settings, 100_000, 100, 100, 25, tier)
-    assert size.slots == size.wanted == 100 * 400 + 100 * 260
+    assert size.slots == size.wanted == 100 * 400 + 100 * 264
     assert draft_size(settings, 100_000, 100, 100, 100, tier).slots == 100_000 // 3
     # Unless what fits takes more already.
     attached = draft_size(settings, 100_000, 100, 100, 400).slots
-    assert attached == 50 * 400 + 50 * 260
+    assert attached == 50 * 400 + 50 * 264
     assert draft_size(settings, 100_000, 100, 100, 400, tier).slots == attached
 
 
@@ -145,16 +145,16 @@ def test_given_memory_is_used_and_not_exceeded():
 
 def test_just_enough_memory():
     """Catches a bound that refuses the size its own message asks for."""
-    assert create_pool(config(draft_memory_bytes=328 * ROW_BYTES), main_pool(), 4).slots == 328
+    assert create_pool(config(draft_memory_bytes=332 * ROW_BYTES), main_pool(), 4).slots == 332
 
 
 def test_too_little_memory_gives_a_sentence():
     """Catches a server that starts and then never drafts."""
     with pytest.raises(VeriCacheConfigError) as error:
-        create_pool(config(draft_memory_bytes=327 * ROW_BYTES), main_pool(), 4)
+        create_pool(config(draft_memory_bytes=331 * ROW_BYTES), main_pool(), 4)
     message = str(error.value)
     assert message.startswith("--vericache-draft-memory is too small")
-    assert "327 tokens" in message and "needs 328" in message
+    assert "331 tokens" in message and "needs 332" in message
     assert "--vericache-min-context" in message and "MiB" in message
 
 
