@@ -9,12 +9,8 @@ from sglang_vericache.rounds.policy import RoundPlan
 from sglang_vericache.rounds.request_state import RequestState
 
 
-def rows_of_plain_decoding(first: int, tokens: int) -> int:
-    """Rows that plain decoding reads for ``tokens`` tokens, ``first`` of them for the first."""
-    return tokens * first + tokens * (tokens - 1) // 2
-
-
-def _rows_of_drafting(tokens: int, first: int) -> int:
+def rows_of_steps(first: int, tokens: int) -> int:
+    """Rows that so many steps read, each one more than the one before: ``first`` for the first."""
     return tokens * first + tokens * (tokens - 1) // 2
 
 
@@ -80,15 +76,15 @@ class StepAccount:
                 state.last_yield, state.last_reason = tokens, None
             elif i in plain:
                 reason = self.reasons[i] or ""
-                full_rows = rows_of_plain_decoding(committed + 1, self.plain_steps)
+                full_rows = rows_of_steps(committed + 1, self.plain_steps)
                 counters.plain[reason] += self.plain_steps
                 step.plain[reason] += self.plain_steps
                 state.last_yield, state.last_reason = tokens, reason
             count, first = self._drafting.get(i, (0, 0))
-            draft_rows = _rows_of_drafting(count, first)
+            draft_rows = rows_of_steps(first, count)
             count, first = self._ahead.get(i, (0, 0))
-            draft_rows += _rows_of_drafting(count, first + tokens)
-            rows_full = rows_of_plain_decoding(committed + 1, tokens) if tokens else 0
+            draft_rows += rows_of_steps(first + tokens, count)
+            rows_full = rows_of_steps(committed + 1, tokens) if tokens else 0
             counters.count_rows(draft_rows, full_rows, rows_full)
             step.count_rows(draft_rows, full_rows, rows_full)
             if i in self._beyond_limit:

@@ -12,7 +12,7 @@ from sglang_vericache.compressors.watch import Observation
 from sglang_vericache.config import VeriCacheConfig
 from sglang_vericache.metrics import DraftCounters, counters_of
 from sglang_vericache.request_options import options_of
-from sglang_vericache.rounds.accounting import rows_of_plain_decoding
+from sglang_vericache.rounds.accounting import rows_of_steps
 from sglang_vericache.rounds.agreement import Agreement, SharedAgreement
 from sglang_vericache.rounds.batch import Batch
 from sglang_vericache.rounds.request_state import RequestState
@@ -169,6 +169,6 @@ class RunningRequests:
         past_end = len(req.output_ids) - kept
         state = self._states.get(req.rid)
         if past_end > 0 and state is not None:
-            rows = rows_of_plain_decoding(len(req.origin_input_ids) + kept, past_end)
+            rows = rows_of_steps(len(req.origin_input_ids) + kept, past_end)
             for counters in (counters_of(req), self.total):
                 counters.cut(past_end, rows, state.last_yield, state.last_reason)
