@@ -63,6 +63,11 @@ class Batch:
         """Tokens that all of them may still make."""
         return max(sum(self.remaining), 1)
 
+    @property
+    def left_each(self) -> float:
+        """The same for one of them, on the mean."""
+        return self.left / max(self.requests, 1)
+
     @cached_property
     def mean_agreement(self) -> float | None:
         known, unknown = len(self.agreements), len(self.drafters) - len(self.agreements)

@@ -193,7 +193,7 @@ class HorizonController:
 
     def _ventures(self, horizon: int, batch: Batch) -> bool:
         """Nothing that was never observed nearby is begun where little is left."""
-        if self.current != PLAIN or batch.left >= WORTH_TRYING * batch.requests:
+        if self.current != PLAIN or batch.left_each >= WORTH_TRYING:
             return True
         work = Work(horizon, len(batch.drafters), batch.drafting_context)
         return self.costs.rounds.knows(work, NEAR)
@@ -205,7 +205,7 @@ class HorizonController:
                 return _Trial(horizon)
         if self._round < self._next_check or PLAIN not in self.horizons:
             return None
-        if batch.left < WORTH_TRYING * batch.requests:
+        if batch.left_each < WORTH_TRYING:
             return None
         other = self._to_check(rates, batch)
         if other is None:

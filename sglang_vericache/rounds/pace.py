@@ -46,11 +46,9 @@ class _Round:
         horizon: most tokens that it may draft.
         plain_tokens: tokens that every request decodes plainly; 0 when some request drafts.
         drafted: most tokens drafted before the verification.
-    drafting: most tokens drafted in its steps, some of which may be of the next round.
+        drafting: most tokens drafted in its steps, some of which may be of the next round.
         undrafted: places of requests that are decoded plainly beside those that draft.
-        builds: draft views opened in it.
-        interrupted: a prefill follows.
-        follows_prefill: the device may still work on that while it is timed.
+        usual: what it took tells what others like it take.
     """
 
     batch: Batch

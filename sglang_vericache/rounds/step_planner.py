@@ -70,7 +70,7 @@ class StepPlanner:
         committed: Sequence[int],
         choice: Choice,
     ) -> int:
-        """Tokens to decode plainly in this step, one after the other."""
+        """Tokens to decode plainly in this step, one after the other; asked once a step."""
         follows_prefill, self._follows_prefill = self._follows_prefill, False
         if (
             follows_prefill
