@@ -13,10 +13,8 @@ from sglang_vericache.verify.chain_plan import ChainPlan
 WORKSPACE_BYTES = 384 << 20  # SGLang's default
 
 
-def standalone_plan(
-    size: int, width: int, query_heads: int, heads: int, dim: int, slots: int
-) -> ChainPlan:
-    """A plan without a server, with room for a list of so many slots."""
+def standalone_runner(query_heads: int, heads: int, dim: int) -> Any:
+    """As much of a model runner, without a server, as a plan asks for."""
     workspace = torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device="cuda")
     updater = SimpleNamespace(
         num_qo_heads=query_heads,
@@ -28,9 +26,20 @@ def standalone_plan(
     backend = SimpleNamespace(
         workspace_buffer=workspace, prefill_backend="fa2", indices_updater_prefill=updater
     )
-    runner: Any = SimpleNamespace(attn_backend=backend)
-    indices = torch.zeros(slots, dtype=torch.int32, device="cuda")
-    return ChainPlan(runner, size, width, indices)
+    return SimpleNamespace(attn_backend=backend)
+
+
+def new_indices(slots: int) -> torch.Tensor:
+    """Room for a list of so many slots."""
+    return torch.zeros(slots, dtype=torch.int32, device="cuda")
+
+
+def standalone_plan(
+    size: int, width: int, query_heads: int, heads: int, dim: int, slots: int
+) -> ChainPlan:
+    """A plan without a server."""
+    runner = standalone_runner(query_heads, heads, dim)
+    return ChainPlan(runner, size, width, new_indices(slots))
 
 
 def verify_attention(shape: Shape, width: int) -> Timed:

@@ -17,6 +17,7 @@ RECENT_TOKENS = 64
 HORIZON_POLICIES = ("auto", "adaptive", "fixed")
 DRAFT_AHEAD_CHOICES = ("auto", "on", "off")
 OFF, AUTO, ALWAYS = "off", "auto", "always"
+CASCADE_CHOICES = (AUTO, OFF)
 OFFLOAD_CHOICES = (OFF, AUTO, ALWAYS)
 DRAFT_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8_e4m3", "int4")
 
@@ -89,6 +90,8 @@ class VeriCacheConfig:
         stagger_groups: the running requests take turns verifying in this many groups.
         draft_ahead: the next round is drafted in the step that verifies this one, so that the
             device drafts while the host prepares the next verification; "auto" where that pays.
+        cascade: "auto" reads a prefix that running requests share once a verification, where that
+            saves much.
         fold_tail_tokens: a tail longer than this is folded into a span.
         offload: "auto" lets the full KV of running requests leave the GPU where memory is short and
             that promises more tokens a second, "always" wherever memory is short.
@@ -111,6 +114,7 @@ class VeriCacheConfig:
     min_context_tokens: int = 512
     stagger_groups: int = 1
     draft_ahead: str = "auto"
+    cascade: str = AUTO
     fold_tail_tokens: int = 256
     offload: str = OFF
     host_memory_bytes: int | None = None

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sglang_vericache.config import (
+    CASCADE_CHOICES,
     DRAFT_AHEAD_CHOICES,
     DRAFT_DTYPES,
     HORIZON_POLICIES,
@@ -172,6 +173,14 @@ FLAGS: tuple[Flag, ...] = (
         "Draft the next round in the step that verifies this one, so that the GPU does not wait "
         "for the scheduler (default auto: on a GPU, with overlap scheduling and without "
         "--vericache-stagger and --vericache-offload).",
+    ),
+    Flag(
+        "vericache_cascade",
+        "cascade",
+        _one_of("vericache_cascade", CASCADE_CHOICES),
+        "|".join(CASCADE_CHOICES),
+        "Read a long prefix that many running requests share once a verification, for all of them "
+        "(default auto: with FlashInfer, where it saves more than it costs).",
     ),
     _integer_flag(
         "vericache_fold_tail",

@@ -47,6 +47,7 @@ from sglang_vericache.support import draft_obstacle, validate_layers
 from sglang_vericache.tree.view_builder import FullKV, ViewBuilder
 from sglang_vericache.tree.warm_up import warm_up
 from sglang_vericache.upload import to_device
+from sglang_vericache.verify.cascade import Cascade, ordered
 from sglang_vericache.verify.logits_consumer import create_picker
 from sglang_vericache.verify.plan_fence import fence_plans
 from sglang_vericache.verify.verifier import PreparedVerify, Verified, Verifier
@@ -73,6 +74,7 @@ class VeriCacheWorker(BaseSpecWorker):
         undoes_rotary = watch is not None and watch.undoes_rotary
         self.rotary = ModelRotary(self.model_runner.model) if undoes_rotary else None
         self.requests: RunningRequests | None = None
+        self.cascade: Cascade | None = None
         self.prefill_piece = server_args.chunked_prefill_size
         self.drafting = True
         self.settled = DraftCounters()  # of the step whose yields came last
@@ -180,6 +182,9 @@ class VeriCacheWorker(BaseSpecWorker):
             ),
             room,
         )
+        if self.config.cascade == "auto" and self.verifier.graphs is not None:
+            token_bytes = self.row_bytes.full // self.pool.storage.layers
+            self.cascade = Cascade(self.tree_cache.path_of, token_bytes)
         logger.info("vericache active: %s", self.status())
 
     # A scheduler step.
@@ -243,7 +248,7 @@ class VeriCacheWorker(BaseSpecWorker):
         self.target_worker.set_hicache_consumer(-1)
         emission = Emission(batch, pending, self.config.verify_width, on_publish)
         plain = to_device(plan.plain, batch.seq_lens.device) if plan.plain else None
-        verify = self.verifier.prepare(batch, plan.verify, pending) if plan.verify else None
+        verify = self._prepare_verify(batch, plan.verify, states, pending) if plan.verify else None
         if verify is None:
             emission.publish(plain, plain_steps)
         if plan.draft:
@@ -278,6 +283,16 @@ class VeriCacheWorker(BaseSpecWorker):
             self.drafter.run(batch, work, drafted, pending, committed)
         for i, count in work:
             states[i].drafted += count
+
+    def _prepare_verify(self, batch, work, states, pending) -> PreparedVerify:
+        groups: list[tuple[int, int]] = []
+        if self.cascade is not None:
+            places = [i for i, _ in work]
+            found = self.cascade.groups(
+                [batch.reqs[i] for i in places], [states[i] for i in places]
+            )
+            work, groups = ordered(work, found)
+        return self.verifier.prepare(batch, work, pending, groups)
 
     def _verify(self, states, prepared: PreparedVerify, emission: Emission) -> Verified:
         with self.phases("verify"):
@@ -369,6 +384,7 @@ class VeriCacheWorker(BaseSpecWorker):
             "rounds_in_parts": self.pace.rounds_in_parts,
             "plain_together": self.pace.plain_together,
             "rounds_ahead": self.planner.rounds_ahead,
+            "cascade": self.cascade.describe() if self.cascade is not None else None,
             "hooks": applied_hooks(),
         }
         if self.requests is None:

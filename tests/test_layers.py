@@ -51,7 +51,8 @@ FREE_OF_SGLANG = (
         "rounds/rotation_setup.py",
         "rounds/draft_room.py",
     ),
-    *("verify/accept.py", "verify/token_picker.py"),
+    *("verify/accept.py", "verify/token_picker.py", "verify/cascade_groups.py"),
+    "verify/cascade.py",
 )
 
 

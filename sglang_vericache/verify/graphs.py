@@ -22,6 +22,7 @@ from sglang.srt.model_executor.model_runner import ModelRunner
 
 from sglang_vericache.graph_capture import GraphCapture, open_capture
 from sglang_vericache.verify.accept import accept_longest_prefix
+from sglang_vericache.verify.cascade_plan import CascadePlan
 from sglang_vericache.verify.chain_input import chain_verify_input
 from sglang_vericache.verify.chain_plan import ChainPlan
 from sglang_vericache.verify.token_picker import TokenPicker
@@ -91,6 +92,7 @@ class VerifyGraphs:
         # A graph goes on writing to the inputs that it was captured with: given back, their memory
         # would be other passes' plans.
         self._inputs: dict[tuple[int, int], ForwardBatch] = {}
+        self._cascades: dict[int, CascadePlan] = {}
 
     def capture(self) -> None:
         shapes = [(s, w) for s in reversed(self.sizes) for w in reversed(self.widths)]
@@ -140,15 +142,32 @@ class VerifyGraphs:
         self._state[:, :count] = torch.stack([requests, pending, committed, lengths])
         self._state[:, count : shape[0]] = 0
 
-    def run(self, shape: tuple[int, int], committed: Sequence[int]) -> CapturedVerify:
+    def run(
+        self,
+        shape: tuple[int, int],
+        committed: Sequence[int],
+        groups: Sequence[tuple[int, int]] = (),
+    ) -> CapturedVerify:
         """Read the drafted tokens of the loaded requests and accept.
 
         Args:
             committed: on the host, for FlashInfer's plan.
+            groups: (requests, shared tokens) of those that come first and read a prefix together:
+                such a pass is launched kernel by kernel, on what a captured one reads.
         """
+        if groups:
+            size, width = shape
+            cascade = self._cascade_of(width)
+            cascade.plan(committed, groups, size)
+            return self._pass(cascade, self._inputs[shape], size, width)
         self._plans[shape].plan(committed)
         self._graphs[shape].replay()
         return self._results[shape]
+
+    def _cascade_of(self, width: int) -> CascadePlan:
+        if width not in self._cascades:
+            self._cascades[width] = CascadePlan(self.model_runner, width, self.kv_indices)
+        return self._cascades[width]
 
     def _capture(self, size: int, width: int, capture: GraphCapture) -> None:
         shape = size, width
@@ -161,7 +180,9 @@ class VerifyGraphs:
         graph, result = capture(lambda: self._pass(plan, batch, size, width))
         self._plans[shape], self._graphs[shape], self._results[shape] = plan, graph, result
 
-    def _pass(self, plan: ChainPlan, batch: ForwardBatch, size: int, width: int) -> CapturedVerify:
+    def _pass(
+        self, plan: ChainPlan | CascadePlan, batch: ForwardBatch, size: int, width: int
+    ) -> CapturedVerify:
         requests, committed = self.requests[:size], self.committed[:size]
         drafted = self.drafts[requests, : width - 1]
         batch.input_ids.view(size, width)[:, 0] = self.pending[:size]

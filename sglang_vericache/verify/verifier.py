@@ -63,6 +63,7 @@ class PreparedVerify:
         lengths: ``[n]`` int64 drafted tokens of each.
         pending, committed: ``[n]`` int64, and the latter on the host.
         shape: of the captured pass that stands for it, None when `eager` does.
+        groups: (requests, shared tokens) of those that come first and read a prefix together.
     """
 
     indices: Sequence[int]
@@ -73,6 +74,7 @@ class PreparedVerify:
     committed: torch.Tensor
     committed_cpu: Sequence[int]
     shape: tuple[int, int] | None = None
+    groups: Sequence[tuple[int, int]] = ()
     eager: EagerPass | None = None
 
 
@@ -118,6 +120,7 @@ class Verifier:
         batch: ScheduleBatch,
         work: Sequence[tuple[int, int]],
         pending: torch.Tensor,
+        groups: Sequence[tuple[int, int]] = (),
     ) -> PreparedVerify:
         """Plan a pass at the width of the longest draft, before anything is drafted: an eager
         pass is planned here, which waits for the stream, and that has nothing to do yet.
@@ -125,6 +128,8 @@ class Verifier:
         Args:
             work: (index, tokens drafted by then).
             pending: ``[bs]`` the token of each request whose KV is not computed yet.
+            groups: (requests, shared tokens) of those that come first in ``work`` and read a prefix
+                together, where the pass can.
 
         Precondition: until `run`, no other forward of the target's attention backend.
 
@@ -148,7 +153,7 @@ class Verifier:
         if self.graphs is not None:
             shape = self.graphs.shape_for(prepared.committed_cpu, width)
             if shape is not None:
-                return replace(prepared, shape=shape)
+                return replace(prepared, shape=shape, groups=groups)
         return replace(prepared, eager=self._prepare_eagerly(batch, prepared, width, committed_cpu))
 
     def _prepare_eagerly(
@@ -211,6 +216,6 @@ class Verifier:
             prepared.committed,
             prepared.lengths,
         )
-        found = self.graphs.run(prepared.shape, prepared.committed_cpu)
+        found = self.graphs.run(prepared.shape, prepared.committed_cpu, prepared.groups)
         count = len(prepared.indices)
         return Verified(found.tokens[:count], found.yields[:count], found.source_slots[:count])

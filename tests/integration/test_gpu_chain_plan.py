@@ -75,6 +75,69 @@ class Pass:
         return torch.einsum("hqk,khd->qhd", scores.softmax(-1), values)
 
 
+class SharedPass(Pass):
+    """Some of its requests begin with the same slots, as a radix tree has them."""
+
+    def __init__(self, groups: list[tuple[int, int]], size: int, width: int, **shape: int) -> None:
+        super().__init__(size, width, **shape)
+        self.groups, first = groups, 0
+        for count, tokens in groups:
+            self.table[first : first + count, :tokens] = self.table[first, :tokens].clone()
+            first += count
+
+    def attend(self, committed: list[int]) -> torch.Tensor:
+        from benchmarks.verify_case import standalone_runner
+        from sglang_vericache.verify.cascade_plan import CascadePlan
+
+        _, heads, dim = self.keys.shape
+        runner = standalone_runner(heads * self.group, heads, dim)
+        cascade = CascadePlan(runner, self.width, self.plan.kv_indices)
+        padded = committed + [0] * (self.size - len(committed))
+        for _ in range(2):  # planned again, with nothing of the last plan left
+            cascade.plan(committed, self.groups, self.size)
+            cascade.fill_indices(
+                self.table, self.requests, torch.tensor(padded, device=self.table.device)
+            )
+            [wrapper] = cascade.metadata.prefill_wrappers
+            pool = self.keys[:, None], self.values[:, None]
+            found = wrapper.forward(
+                self.query,
+                pool,
+                causal=True,
+                sm_scale=self.scale,
+                window_left=-1,
+                logits_soft_cap=0.0,
+                k_scale=None,
+                v_scale=None,
+            )
+        return found.view(self.size, self.width, -1, self.query.shape[-1]).float()
+
+
+@pytest.mark.parametrize(
+    ("groups", "committed"),
+    [
+        pytest.param([(3, 2000)], [2000, 2001, 2900], id="all"),
+        pytest.param([(2, 2000), (3, 700)], [2400, 2000, 700, 701, 2900, 1, 1500], id="two"),
+        pytest.param([(2, 1)], [1, 5, 900, 64], id="one-token"),
+        pytest.param([(4, 64)], [64, 64, 64, 64], id="nothing-of-their-own"),
+        pytest.param([(2, 2600), (2, 2600), (2, 2600)], [2700] * 6, id="padded"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("width", "group", "dim"), [(4, 4, 128), (8, 3, 64), (16, 4, 128), (16, 9, 64), (2, 1, 64)]
+)
+def test_a_shared_prefix_is_read_once(groups, committed, width, group, dim):
+    """Catches queries that attend to another group's prefix or to none, tokens counted twice, and
+    a request's own tokens seen before they are written."""
+    passes = SharedPass(groups, 8, width, heads=3, group=group, dim=dim)
+    found = passes.attend(committed)
+    assert found.isfinite().all()
+    for request, length in enumerate(committed):
+        wanted = passes.formula(request, length)
+        error = (found[request] - wanted).abs().max() / wanted.abs().max()
+        assert error < TOLERANCE, request
+
+
 # Rows of queries of a request and kv head: under and over one tile of 16, 64 and 128.
 @pytest.mark.parametrize(
     ("width", "group", "dim"),

@@ -65,6 +65,7 @@ def test_every_setting_has_its_twins(write):
         "min_context": "77",
         "stagger": "2",
         "draft_ahead": "off",
+        "cascade": "off",
         "fold_tail": "99",
         "offload": "auto",
         "host_memory": "2GiB",
