@@ -145,7 +145,7 @@ class VeriCacheWorker(BaseSpecWorker):
             graphs = DraftGraphs(self.draft_step, sorted(runner.capture_bs))
             graphs.capture()
             widths = [horizon + 1 for horizon in self.horizons if horizon]
-            self.verifier.capture(widths, max(runner.capture_bs))
+            self.verifier.capture(widths, max(runner.capture_bs), self.config.cascade == "auto")
             query_heads = self.model_runner.model_config.num_attention_heads
             dtype = self.model_runner.dtype
             warm_up(self.full, self.pool.storage, self.scorer, query_heads, dtype)

@@ -100,8 +100,12 @@ class Verifier:
         self.max_position = max_position
         self.graphs: VerifyGraphs | None = None
 
-    def capture(self, widths: Sequence[int], most: int) -> None:
-        """Capture passes of up to ``most`` requests, where the backend's plan can be made here."""
+    def capture(self, widths: Sequence[int], most: int, cascade: bool = False) -> None:
+        """Capture passes of up to ``most`` requests, where the backend's plan can be made here.
+
+        Args:
+            cascade: prefixes may be read together, which is prepared as well.
+        """
         if not plans_on_host(self.model_runner):
             return
         self.graphs = VerifyGraphs(
@@ -114,6 +118,8 @@ class Verifier:
             self.max_position,
         )
         self.graphs.capture()
+        if cascade:
+            self.graphs.warm_up_cascade()
 
     def prepare(
         self,
