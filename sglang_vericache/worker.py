@@ -96,7 +96,10 @@ class VeriCacheWorker(BaseSpecWorker):
         group = self.model_runner.model_config.num_attention_heads // self.pool.storage.heads
         self.horizons = horizons_up_to(self.config.horizon, group)
         self.on_gpu = torch.device(self.pool.device).type == "cuda"
-        self.pace = create_pace(self.config, self.horizons, self.on_gpu)
+        self.ahead = self.config.drafts_ahead(
+            self.on_gpu and not get_schedule().disable_overlap_schedule
+        )
+        self.pace = create_pace(self.config, self.horizons, self.on_gpu, self.ahead)
         self.phases = PhaseClock(self.pool.device, get_observability().enable_metrics)
         shape = req_to_token_pool.req_to_token.shape[0], self.config.horizon + 1
         self.drafts = torch.zeros(shape, dtype=torch.int64, device=self.pool.device)
@@ -117,10 +120,7 @@ class VeriCacheWorker(BaseSpecWorker):
         )
         max_position = self.model_runner.model_config.context_len - 1
         self.verifier = Verifier(self.model_runner, self.drafts, picker, max_position)
-        ahead = self.config.drafts_ahead(
-            self.on_gpu and not get_schedule().disable_overlap_schedule
-        )
-        self.planner = StepPlanner(self.config, max_position, ahead)
+        self.planner = StepPlanner(self.config, max_position, self.ahead)
         backend = self.model_runner.attn_backend
         self.capture = QueryCapture(backend, self.scorer.watch, self.rotary)
         main = self.token_to_kv_pool_allocator.get_kvcache()
@@ -250,7 +250,7 @@ class VeriCacheWorker(BaseSpecWorker):
             account.drafted(plan.draft)
             self._draft(batch, plan.draft, states, pending, batch.seq_lens)
         if verify is not None:
-            verified = self._verify(states, verify, emission)
+            verified = self._verify(states, plan.verify, verify, emission)
             emission.publish(plain, plain_steps)
             self._commit_verified(batch, verify, verified)
         if plain is not None:
@@ -274,13 +274,13 @@ class VeriCacheWorker(BaseSpecWorker):
 
     def _draft(self, batch, work, states, pending, committed) -> None:
         drafted = [states[i].drafted for i, _ in work]
-        with self.phases("draft"):
+        with self.phases("draft", self.pace.drafting(work)):
             self.drafter.run(batch, work, drafted, pending, committed)
         for i, count in work:
             states[i].drafted += count
 
-    def _verify(self, states, prepared: PreparedVerify, emission: Emission) -> Verified:
-        with self.phases("verify"):
+    def _verify(self, states, work, prepared: PreparedVerify, emission: Emission) -> Verified:
+        with self.phases("verify", self.pace.verifying(work)):
             verified = self.verifier.run(prepared)
         emission.add_verified(prepared.index, verified)
         for i in prepared.indices:

@@ -8,15 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from sglang_vericache.rounds.costs import (
-    MOST_KINDS,
-    Costs,
-    LinearCost,
-    Work,
-    non_negative,
-    plain_features,
-    round_features,
-)
+from sglang_vericache.rounds.costs import Costs, plain_features, round_features
+from sglang_vericache.rounds.linear_cost import MOST_KINDS, LinearCost, Work, non_negative
 
 COEFFICIENTS = (3e-3, 0.9e-3, 3e-6, 0.9e-9, 1.2e-6, 9e-9, 1e-3)
 

@@ -9,13 +9,9 @@ import pytest
 
 from sglang_vericache.config import VeriCacheConfig
 from sglang_vericache.rounds.batch import Batch
-from sglang_vericache.rounds.controller import (
-    MOST_PARTS,
-    MOST_PLAIN_STEPS,
-    PLAIN,
-    HorizonController,
-)
-from sglang_vericache.rounds.costs import Work
+from sglang_vericache.rounds.controller import MOST_PLAIN_STEPS, PLAIN, HorizonController
+from sglang_vericache.rounds.cut import MOST_PARTS
+from sglang_vericache.rounds.linear_cost import Work
 from sglang_vericache.rounds.pace import Choice, Pace, _SwitchLog, create_pace, horizons_up_to
 
 CONTEXTS = [1000] * 4
