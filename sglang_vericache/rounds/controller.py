@@ -172,9 +172,9 @@ class HorizonController:
             cut = cut_evenly(horizon, whole, self.longest_step)
         else:
             cut = cut_ahead(horizon, whole - horizon * draft, draft, self.longest_step)
-        if cut.steps > 1:
-            whole = rounds.seconds(replace(work, steps=cut.steps))
-        return cut, whole
+        if cut.steps == 1:
+            return cut, whole
+        return cut, rounds.seconds(replace(work, steps=cut.steps)) or whole
 
     def _choose_rotating(self, batch: Batch) -> int:
         rates = {h: rate for h, rate in self.rates(batch).items() if h != PLAIN}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sglang_vericache.rounds.batch import Batch
-from sglang_vericache.rounds.costs import RoundCosts
+from sglang_vericache.rounds.costs import RoundCosts, is_learnt
 from sglang_vericache.rounds.linear_cost import Work
 
 Told = Callable[[float], None]
@@ -31,7 +31,7 @@ class PhaseReports:
     """
 
     def __init__(self, costs: RoundCosts) -> None:
-        self._costs = costs
+        self._costs, self._rounds = costs, 0
         self._drafts: _Phase | None = None
         self._verify: _Phase | None = None
 
@@ -58,8 +58,9 @@ class PhaseReports:
         return told
 
     def pass_on(self) -> None:
-        """One of each kind a round: to learn from more of them would take the host longer."""
-        if self._drafts is not None:
+        """One of each kind a round at most: to learn from more would take the host longer."""
+        self._rounds += 1
+        if self._drafts is not None and is_learnt(self._rounds):
             self._costs.drafts.observe(
                 self._drafts.work, self._drafts.seconds / self._drafts.tokens
             )
