@@ -59,7 +59,7 @@ class PhaseReports:
 
     def pass_on(self) -> None:
         """One of each kind a round at most: to learn from more would take the host longer."""
-        self._rounds += 1
+        self._rounds += self._drafts is not None
         if self._drafts is not None and is_learnt(self._rounds):
             self._costs.drafts.observe(
                 self._drafts.work, self._drafts.seconds / self._drafts.tokens

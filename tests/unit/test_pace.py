@@ -10,6 +10,7 @@ import pytest
 from sglang_vericache.config import VeriCacheConfig
 from sglang_vericache.rounds.batch import Batch
 from sglang_vericache.rounds.controller import MOST_PLAIN_STEPS, PLAIN, HorizonController
+from sglang_vericache.rounds.costs import FIRST_ROUNDS, THINNED
 from sglang_vericache.rounds.cut import MOST_PARTS
 from sglang_vericache.rounds.linear_cost import Work
 from sglang_vericache.rounds.pace import Choice, Pace, _SwitchLog, create_pace, horizons_up_to
@@ -233,6 +234,19 @@ def test_phases_are_told_with_what_they_computed():
     assert drafts == [(Work(1, 3, 3000), 0.002)] and verifies == [(Work(5, 2, 2000), 0.02)]
     run(pace, clock, 0.01)
     assert len(drafts) == len(verifies) == 1
+
+
+def test_the_host_learns_of_few_rounds_in_the_end():
+    """Catches a tenth of a millisecond for what has not changed; verifications, whose widths do
+    change, are all learnt of."""
+    recorder, clock, pace = world()
+    for _ in range(FIRST_ROUNDS + 10 * THINNED + 1):
+        run(pace, clock, 0.02)
+        pace.drafting([(0, 8)])(0.008)
+        pace.verifying([(0, 8)])(0.01)
+    rounds = recorder.costs.rounds
+    assert rounds.drafts.observed == FIRST_ROUNDS + 10
+    assert rounds.verifies.observed == FIRST_ROUNDS + 10 * THINNED
 
 
 def test_nobody_hears_of_phases_that_say_nothing():
