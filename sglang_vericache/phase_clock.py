@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -18,46 +17,37 @@ Told = Callable[[float], None]
 
 
 class PhaseClock:
-    """``with clock("draft"): ...`` adds to ``clock.seconds["draft"]``; ``measured`` tells what one
-    piece of work took.
+    """``with clock("draft"): ...`` adds to ``clock.seconds["draft"]``; whoever asks is also told
+    what that piece of work took.
 
     Phases do not nest. On a GPU the time is the device's, between two events in the stream; they
     are read back when they have passed, later, so that nothing waits for them. Elsewhere it is
     the host's.
 
     Args:
-        events: False measures no phases on a GPU, where it costs two events each.
+        events: False measures only what somebody is told on a GPU, where it costs two events each.
     """
 
     def __init__(self, device: torch.device | str, events: bool = True) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
-        self._measure: Callable[[str], Any] = self._by_host
-        self._on_gpu = torch.device(device).type == "cuda"
-        if self._on_gpu:
-            self._measure = self._by_events if events else self._not_at_all
+        on_gpu = torch.device(device).type == "cuda"
+        self._counts = events or not on_gpu
+        self._time = self._device_time if on_gpu else self._host_time
         self._pending: deque[tuple[Told, torch.cuda.Event, torch.cuda.Event]] = deque()
         self._spare: list[torch.cuda.Event] = []
 
-    def __call__(self, phase: str):
-        return self._measure(phase)
-
-    @contextmanager
-    def _not_at_all(self, phase: str) -> Iterator[None]:
-        yield
-
-    @contextmanager
-    def _by_host(self, phase: str) -> Iterator[None]:
-        with self._host_time(self._adds_to(phase)):
-            yield
-
-    @contextmanager
-    def _by_events(self, phase: str) -> Iterator[None]:
-        with self._device_time(self._adds_to(phase)):
-            yield
+    def __call__(self, phase: str, told: Told | None = None) -> AbstractContextManager[None]:
+        """
+        Args:
+            told: the seconds as well, on a GPU later (`collect`).
+        """
+        if not self._counts:
+            return nullcontext() if told is None else self._time(told)
+        return self._time(self._adds_to(phase, told))
 
     def measured(self, told: Told) -> AbstractContextManager[None]:
-        """Tells the seconds of what is done within, on a GPU later (`collect`)."""
-        return self._device_time(told) if self._on_gpu else self._host_time(told)
+        """Tells the seconds of what is done within, whatever phases it consists of."""
+        return self._time(told)
 
     def collect(self) -> None:
         """Add and tell what the device has finished."""
@@ -66,9 +56,11 @@ class PhaseClock:
             told(start.elapsed_time(end) / 1000.0)
             self._spare += (start, end)
 
-    def _adds_to(self, phase: str) -> Told:
+    def _adds_to(self, phase: str, told: Told | None) -> Told:
         def add(seconds: float) -> None:
             self.seconds[phase] += seconds
+            if told is not None:
+                told(seconds)
 
         return add
 

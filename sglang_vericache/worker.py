@@ -14,7 +14,7 @@ from sglang.srt.runtime_context import get_observability, get_schedule, get_serv
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 
 from sglang_vericache.compressors.registry import create_scorer
-from sglang_vericache.config import VeriCacheConfig
+from sglang_vericache.config import AUTO, VeriCacheConfig
 from sglang_vericache.draft.backend import DraftAttentionBackend
 from sglang_vericache.draft.drafter import Drafter
 from sglang_vericache.draft.graphs import DraftGraphs
@@ -47,7 +47,7 @@ from sglang_vericache.support import draft_obstacle, validate_layers
 from sglang_vericache.tree.view_builder import FullKV, ViewBuilder
 from sglang_vericache.tree.warm_up import warm_up
 from sglang_vericache.upload import to_device
-from sglang_vericache.verify.cascade import Cascade, ordered
+from sglang_vericache.verify.cascade import Cascade
 from sglang_vericache.verify.logits_consumer import create_picker
 from sglang_vericache.verify.plan_fence import fence_plans
 from sglang_vericache.verify.verifier import PreparedVerify, Verified, Verifier
@@ -74,7 +74,6 @@ class VeriCacheWorker(BaseSpecWorker):
         undoes_rotary = watch is not None and watch.undoes_rotary
         self.rotary = ModelRotary(self.model_runner.model) if undoes_rotary else None
         self.requests: RunningRequests | None = None
-        self.cascade: Cascade | None = None
         self.prefill_piece = server_args.chunked_prefill_size
         self.drafting = True
         self.settled = DraftCounters()  # of the step whose yields came last
@@ -98,7 +97,10 @@ class VeriCacheWorker(BaseSpecWorker):
         group = self.model_runner.model_config.num_attention_heads // self.pool.storage.heads
         self.horizons = horizons_up_to(self.config.horizon, group)
         self.on_gpu = torch.device(self.pool.device).type == "cuda"
-        self.pace = create_pace(self.config, self.horizons, self.on_gpu)
+        self.ahead = self.config.drafts_ahead(
+            self.on_gpu and not get_schedule().disable_overlap_schedule
+        )
+        self.pace = create_pace(self.config, self.horizons, self.on_gpu, self.ahead)
         self.phases = PhaseClock(self.pool.device, get_observability().enable_metrics)
         shape = req_to_token_pool.req_to_token.shape[0], self.config.horizon + 1
         self.drafts = torch.zeros(shape, dtype=torch.int64, device=self.pool.device)
@@ -119,10 +121,7 @@ class VeriCacheWorker(BaseSpecWorker):
         )
         max_position = self.model_runner.model_config.context_len - 1
         self.verifier = Verifier(self.model_runner, self.drafts, picker, max_position)
-        ahead = self.config.drafts_ahead(
-            self.on_gpu and not get_schedule().disable_overlap_schedule
-        )
-        self.planner = StepPlanner(self.config, max_position, ahead)
+        self.planner = StepPlanner(self.config, max_position, self.ahead)
         backend = self.model_runner.attn_backend
         self.capture = QueryCapture(backend, self.scorer.watch, self.rotary)
         main = self.token_to_kv_pool_allocator.get_kvcache()
@@ -145,7 +144,7 @@ class VeriCacheWorker(BaseSpecWorker):
             graphs = DraftGraphs(self.draft_step, sorted(runner.capture_bs))
             graphs.capture()
             widths = [horizon + 1 for horizon in self.horizons if horizon]
-            self.verifier.capture(widths, max(runner.capture_bs), self.config.cascade == "auto")
+            self.verifier.capture(widths, max(runner.capture_bs), self.config.cascade == AUTO)
             query_heads = self.model_runner.model_config.num_attention_heads
             dtype = self.model_runner.dtype
             warm_up(self.full, self.pool.storage, self.scorer, query_heads, dtype)
@@ -182,9 +181,11 @@ class VeriCacheWorker(BaseSpecWorker):
             ),
             room,
         )
-        if self.config.cascade == "auto" and self.verifier.graphs is not None:
-            token_bytes = self.row_bytes.full // self.pool.storage.layers
-            self.cascade = Cascade(self.tree_cache.path_of, token_bytes)
+        self.cascade = Cascade(
+            self.tree_cache.path_of,
+            self.row_bytes.full // self.pool.storage.layers,
+            self.config.cascade == AUTO and self.verifier.graphs is not None,
+        )
         logger.info("vericache active: %s", self.status())
 
     # A scheduler step.
@@ -248,14 +249,15 @@ class VeriCacheWorker(BaseSpecWorker):
         self.target_worker.set_hicache_consumer(-1)
         emission = Emission(batch, pending, self.config.verify_width, on_publish)
         plain = to_device(plan.plain, batch.seq_lens.device) if plan.plain else None
-        verify = self._prepare_verify(batch, plan.verify, states, pending) if plan.verify else None
+        work, groups = self.cascade.arrange(plan.verify, batch.reqs, states)
+        verify = self.verifier.prepare(batch, work, pending, groups) if work else None
         if verify is None:
             emission.publish(plain, plain_steps)
         if plan.draft:
             account.drafted(plan.draft)
             self._draft(batch, plan.draft, states, pending, batch.seq_lens)
         if verify is not None:
-            verified = self._verify(states, verify, emission)
+            verified = self._verify(states, plan.verify, verify, emission)
             emission.publish(plain, plain_steps)
             self._commit_verified(batch, verify, verified)
         if plain is not None:
@@ -279,23 +281,13 @@ class VeriCacheWorker(BaseSpecWorker):
 
     def _draft(self, batch, work, states, pending, committed) -> None:
         drafted = [states[i].drafted for i, _ in work]
-        with self.phases("draft"):
+        with self.phases("draft", self.pace.drafting(work)):
             self.drafter.run(batch, work, drafted, pending, committed)
         for i, count in work:
             states[i].drafted += count
 
-    def _prepare_verify(self, batch, work, states, pending) -> PreparedVerify:
-        groups: list[tuple[int, int]] = []
-        if self.cascade is not None:
-            places = [i for i, _ in work]
-            found = self.cascade.groups(
-                [batch.reqs[i] for i in places], [states[i] for i in places]
-            )
-            work, groups = ordered(work, found)
-        return self.verifier.prepare(batch, work, pending, groups)
-
-    def _verify(self, states, prepared: PreparedVerify, emission: Emission) -> Verified:
-        with self.phases("verify"):
+    def _verify(self, states, work, prepared: PreparedVerify, emission: Emission) -> Verified:
+        with self.phases("verify", self.pace.verifying(work)):
             verified = self.verifier.run(prepared)
         emission.add_verified(prepared.index, verified)
         for i in prepared.indices:
@@ -384,7 +376,6 @@ class VeriCacheWorker(BaseSpecWorker):
             "rounds_in_parts": self.pace.rounds_in_parts,
             "plain_together": self.pace.plain_together,
             "rounds_ahead": self.planner.rounds_ahead,
-            "cascade": self.cascade.describe() if self.cascade is not None else None,
             "hooks": applied_hooks(),
         }
         if self.requests is None:
@@ -392,6 +383,7 @@ class VeriCacheWorker(BaseSpecWorker):
         return status | {
             "spans": self.tree_cache.spans.describe(),
             "offload": vars(self.rotation.numbers()),
+            "cascade": self.cascade.describe(),
             "requests": len(self.requests),
             "totals": self.requests.total.describe(self.row_bytes)
             | {"draft_rows_limit_exceeded": self.requests.total.draft_rows_limit_exceeded},

@@ -53,6 +53,12 @@ class Batch:
             return self.context
         return sum(self.contexts[i] for i in self.drafters)
 
+    def context_of(self, work: Sequence[tuple[int, int]]) -> int:
+        """Of those requests, whose places come first in each pair."""
+        if len(work) == len(self.contexts):
+            return self.context
+        return sum(self.contexts[place] for place, _ in work)
+
     @property
     def tokens_without_view(self) -> float:
         """Of context, of those that would have to open a view; they are like the others."""

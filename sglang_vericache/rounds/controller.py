@@ -7,10 +7,12 @@ so far (`agreement`). Trials are for what nothing was observed of, or only far a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sglang_vericache.rounds.batch import Batch
-from sglang_vericache.rounds.costs import Costs, Work
+from sglang_vericache.rounds.costs import Costs
+from sglang_vericache.rounds.cut import Cut, cut_ahead, cut_evenly
+from sglang_vericache.rounds.linear_cost import Work
 
 PLAIN = 0
 # What is not clearly better is not worth a switch.
@@ -24,8 +26,6 @@ CLOSING_MARGIN, CLOSING_STEPS = 1.15, 16
 # Plain steps in one scheduler step: the scheduler's own work is spread over so many tokens, and
 # that many may be computed in vain behind the end of an output.
 MOST_PLAIN_STEPS = 8
-# A round is drafted in at most so many steps.
-MOST_PARTS = 4
 # A trial ends with so many observations, or after so many rounds: prefills may follow all of them.
 TRIAL_OBSERVATIONS, TRIAL_ROUNDS = 2, 6
 MOST_TRIALS = 3
@@ -58,6 +58,7 @@ class HorizonController:
     Args:
         horizons: ascending; PLAIN among them where plain decoding may win.
         longest_step: seconds that a step should last at most.
+        ahead: rounds are drafted in the step that verifies the one before.
         on_switch: told (from, to, batch) when another horizon becomes the choice.
     """
 
@@ -67,9 +68,10 @@ class HorizonController:
         longest_step: float = float("inf"),
         on_switch: Callable[[int, int, Batch], None] = lambda *_: None,
         costs: Costs | None = None,
+        ahead: bool = False,
     ) -> None:
         self.horizons, self.longest_step, self.on_switch = tuple(horizons), longest_step, on_switch
-        self.costs = costs or Costs()
+        self.costs, self.ahead = costs or Costs(), ahead
         self.current = self.horizons[-1]
         self._trial: _Trial | None = None
         drafting = [horizon for horizon in reversed(self.horizons) if horizon != PLAIN]
@@ -120,12 +122,10 @@ class HorizonController:
             return 1
         return int(min(max(self.longest_step / 2 / token, 1), MOST_PLAIN_STEPS))
 
-    def parts(self, horizon: int, requests: int, context: int) -> int:
+    def cut(self, horizon: int, batch: Batch) -> Cut:
         """Steps in which a round is drafted, so that none is too long."""
-        whole = self.costs.rounds.seconds(Work(horizon, requests, context))
-        if whole is None or horizon == PLAIN:
-            return 1
-        return int(min(max(-(-whole // self.longest_step), 1), MOST_PARTS, horizon))
+        found = self._predicted(horizon, batch)
+        return Cut(1, horizon, horizon) if found is None else found[0]
 
     def rates(self, batch: Batch, hoped: float | None = None) -> dict[int, float]:
         """Predicted tokens a second by horizon, of those whose costs are known at all.
@@ -153,15 +153,28 @@ class HorizonController:
         if horizon == PLAIN:
             work = Work(self.plain_steps(batch), batch.requests, batch.context)
             return self.costs.plain.seconds(work)
-        drafters, context = len(batch.drafters), batch.drafting_context
-        if not drafters:
-            return None
-        steps = self.parts(horizon, drafters, context)
-        found = self.costs.rounds.seconds(Work(horizon, drafters, context, steps))
+        found = self._predicted(horizon, batch)
         if found is None:
             return None
-        beside = self.costs.token_seconds(batch.undrafted, batch.context - context)
-        return found + steps * beside
+        cut, seconds = found
+        beside = self.costs.token_seconds(batch.undrafted, batch.context - batch.drafting_context)
+        return seconds + cut.steps * beside
+
+    def _predicted(self, horizon: int, batch: Batch) -> tuple[Cut, float] | None:
+        """A round, without what is decoded plainly beside it."""
+        work = Work(horizon, len(batch.drafters), batch.drafting_context)
+        rounds = self.costs.rounds
+        whole = rounds.seconds(work) if horizon != PLAIN and work.requests else None
+        if whole is None:
+            return None
+        draft = rounds.draft_step(work.requests, work.context) if self.ahead else None
+        if draft is None:
+            cut = cut_evenly(horizon, whole, self.longest_step)
+        else:
+            cut = cut_ahead(horizon, whole - horizon * draft, draft, self.longest_step)
+        if cut.steps == 1:
+            return cut, whole
+        return cut, rounds.seconds(replace(work, steps=cut.steps)) or whole
 
     def _choose_rotating(self, batch: Batch) -> int:
         rates = {h: rate for h, rate in self.rates(batch).items() if h != PLAIN}

@@ -1,63 +1,29 @@
-"""What plain steps and rounds cost, learnt from those that were timed. Pure.
+"""What plain steps and rounds cost, and opening draft views. Pure.
 
-Seconds are linear in a few products of batch, context and drafted tokens with coefficients that
-cannot be negative, so that a batch is judged by what others took and not by trials of its own.
-What lies near something observed is corrected by how far that was from the line: a few requests
-are slower than a line through many says, which says nothing of the many.
+Whole rounds do not tell drafting from verifying: their batches hardly change while their horizon
+does not at all, so that a line through them may put everything into either, and the horizons that
+do not run are misjudged. Both are therefore timed by themselves, and of whole rounds only the rest
+is learnt.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-# Kinds of steps that are remembered, half an octave of requests and of context wide, and of each
-# the latest durations: the median counts, so that a compiled kernel or a garbage collection does
-# not.
-MOST_KINDS = 256
-REMEMBERED = 5
-# Observations after which a kind that was not seen again counts half. What all of them count in the
-# end, to one just seen: they tell how seconds depend on the batch, not how long it takes now.
-HALF_LIFE = 64
-LASTING_WEIGHT = 0.1
-# Kinds seen less often than this count less: one duration may be of anything.
-TRUSTED = 3
-# How far what was observed corrects the line: at so many octaves (of drafted tokens, of requests
-# and of context together) it weighs 0.6; how much the line itself weighs against a kind that is
-# trusted; and the most that a kind corrects, as a factor, before it is.
-REACH, LINE_WEIGHT, MOST_CORRECTION = 0.3, 0.05, 3.0
-# Observations between two fits, unless one is off by more than this ratio, or few are known.
-REFIT_EVERY = 8
-SURPRISE = 1.2
-FEW = 24
+from sglang_vericache.rounds.linear_cost import LOW, LinearCost, Work, non_negative
+
 # Where steps of several plain tokens are looked up for what one of these adds.
 SOME_PLAIN_TOKENS = 4
-# Pull of every coefficient to zero, of the constant one less: where the data leave it open how
-# seconds split, work not seen yet is expected to be cheap, so that it is tried and then known.
-RIDGE, RIDGE_CONSTANT = 1e-3, 1e-4
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What a step or a round computes.
-
-    Attributes:
-        length: tokens that each request drafts in a round, or decodes in a plain step.
-        requests: that take part.
-        context: committed tokens of all of them together.
-        steps: scheduler steps that a round takes.
-    """
-
-    length: int
-    requests: int
-    context: int
-    steps: int = 1
+# Whole rounds after which one counts half for the rest, and what pulls its coefficients to zero, in
+# rounds.
+REST_HALF_LIFE, REST_RIDGE = 32, 0.1
+# Of what hardly changes from round to round, draft steps and the rest, every round is learnt of at
+# first and then one in so many: each takes the host some 0.1 ms.
+FIRST_ROUNDS, THINNED = 64, 4
 
 
 def plain_features(work: Work) -> tuple[float, ...]:
@@ -66,165 +32,103 @@ def plain_features(work: Work) -> tuple[float, ...]:
     return (1.0, n, n * work.requests, n * work.context)
 
 
+def draft_features(work: Work) -> tuple[float, ...]:
+    """A draft step."""
+    return (1.0, work.requests, work.context)
+
+
+def verify_features(work: Work) -> tuple[float, ...]:
+    return (1.0, work.requests * (work.length + 1), work.context)
+
+
 def round_features(work: Work) -> tuple[float, ...]:
     """A round: draft steps, one verification, and the steps beyond the first."""
     h, b, k = work.length, work.requests, work.context
     return (1.0, h, h * b, h * k, b * (h + 1), k, work.steps - 1)
 
 
-def _place(work: Work) -> tuple[float, float, float]:
-    """In octaves."""
-    one, two, three = (max(n, 1) for n in (work.length, work.requests, work.context))
-    return math.log2(one), math.log2(two), math.log2(three)
+def rest_features(work: Work) -> tuple[float, ...]:
+    """What is neither: the scheduler's work where the device waits for it, and commits."""
+    return (1.0, work.requests, work.steps - 1)
 
 
-class LinearCost:
-    """Seconds of one kind of work.
+def is_learnt(round_number: int) -> bool:
+    return round_number <= FIRST_ROUNDS or round_number % THINNED == 0
 
-    Args:
-        features: of a `Work`; the first is 1.
-    """
 
-    def __init__(self, features: Any) -> None:
-        self._features = features
-        count = len(features(Work(1, 1, 1)))
-        self._slots: dict[tuple[int, ...], int] = {}
-        self._latest: list[deque[tuple[float, tuple[float, ...]]]] = []
-        self._keys: list[tuple[int, ...]] = []
-        self._rows = np.zeros((MOST_KINDS, count))
-        self._seconds = np.ones(MOST_KINDS)
-        self._stamps = np.zeros(MOST_KINDS)
-        self._seen = np.zeros(MOST_KINDS)
-        self._places = np.zeros((MOST_KINDS, 3))
-        self._off = np.zeros(MOST_KINDS)  # logarithms of duration over line
-        self._since_fit = 0
-        self.observed = 0
+class Rest:
+    """Seconds of a round beside its parts. These are predicted, not those of that round: they come
+    later than the round ends, and of a device that lags behind by a step."""
+
+    def __init__(self) -> None:
+        count = len(rest_features(Work(1, 1, 1)))
+        self._gram, self._target = np.zeros((count, count)), np.zeros(count)
         self.coefficients: tuple[float, ...] = ()
 
+    def observe(self, work: Work, seconds: float, parts: float) -> None:
+        """Least squares of what is relative to the whole round, with a memory that fades: a pause,
+        far longer than all, counts little. Parts that took less than predicted count against it,
+        so that noise does not make a rest."""
+        row = np.array(rest_features(work)) / seconds
+        fade = 0.5 ** (1 / REST_HALF_LIFE)
+        self._gram = fade * self._gram + np.outer(row, row)
+        self._target = fade * self._target + row * (1 - parts / seconds)
+        scale = np.sqrt(np.diag(self._gram))
+        scale[scale == 0] = 1
+        gram = self._gram / np.outer(scale, scale)
+        gram[np.diag_indices_from(gram)] += REST_RIDGE / REST_HALF_LIFE
+        self.coefficients = tuple((non_negative(gram, self._target / scale) / scale).tolist())
+
+    def seconds(self, work: Work) -> float:
+        return sum(c * f for c, f in zip(self.coefficients, rest_features(work), strict=False))
+
+
+class RoundCosts:
+    """Of rounds as a whole, and of what they consist of.
+
+    Attributes:
+        drafts: of a draft step, a `Work` of one token; verifies: of verifying what was drafted.
+        whole: of rounds; they count where nothing was heard of either part.
+    """
+
+    def __init__(self) -> None:
+        # The first of a trial are heard of although they compile: most of the few that it sees.
+        self.drafts = LinearCost(draft_features, LOW)
+        self.verifies = LinearCost(verify_features, LOW)
+        self.rest, self.whole = Rest(), LinearCost(round_features)
+        self._asked = (0, 0, 0)  # and found, the last draft step: the same for all horizons
+        self._step: float | None = None
+
     def observe(self, work: Work, seconds: float) -> None:
-        if seconds <= 0 or work.length <= 0 or work.requests <= 0:
-            return
-        self.observed += 1
-        self._since_fit += 1
-        expected = self.seconds(work)
-        slot = self._slot(work)
-        latest = self._latest[slot]
-        latest.append((seconds, self._features(work)))
-        self._seconds[slot], self._rows[slot] = statistics.median_low(latest)
-        self._stamps[slot], self._seen[slot] = self.observed, min(self._seen[slot] + 1, TRUSTED)
-        off = expected is None or not 1 / SURPRISE < seconds / max(expected, 1e-9) < SURPRISE
-        surprised = off and self._since_fit > 1
-        if surprised or self.observed <= FEW or self._since_fit >= REFIT_EVERY:
-            self._fit()
-        self._compare(slot)
+        """A whole round."""
+        self.whole.observe(work, seconds)
+        if is_learnt(self.whole.observed):
+            parts = self._parts(work)
+            if parts is not None and seconds > 0:
+                self.rest.observe(work, seconds, parts)
 
     def seconds(self, work: Work) -> float | None:
         """None before anything was observed."""
-        if not self.coefficients:
-            return None
-        return self._fitted(self._features(work)) * self.correction(work)
+        parts = self._parts(work)
+        return self.whole.seconds(work) if parts is None else parts + self.rest.seconds(work)
 
-    def correction(self, work: Work) -> float:
-        """Factor of the line where something was observed nearby, 1 elsewhere."""
-        count = len(self._latest)
-        apart = (self._places[:count] - _place(work)) / REACH
-        weights = self._weights() * np.exp(-0.5 * np.einsum("ij,ij->i", apart, apart))
-        total = float(weights.sum()) + LINE_WEIGHT
-        return math.exp(float(weights @ self._off[:count]) / total)
+    def draft_step(self, requests: int, context: int) -> float | None:
+        """The same of one draft step, None before one was told."""
+        asked = (requests, context, self.drafts.observed)
+        if asked != self._asked:
+            self._asked, self._step = asked, self.drafts.seconds(Work(1, requests, context))
+        return self._step
 
     def knows(self, work: Work, factor: float, or_larger: bool = False) -> bool:
-        """Whether something was observed within ``factor`` in requests and context.
-
-        Args:
-            or_larger: or beyond: smaller work is predicted better than larger.
-        """
-        count = len(self._latest)
-        beyond = self._places[:count, 1:] - _place(work)[1:]
-        reach = math.log2(factor)
-        near = (beyond >= -reach).all(1)
-        if not or_larger:
-            near &= (beyond <= reach).all(1)
-        return bool(near.any())
+        """As `LinearCost.knows`, of whole rounds."""
+        return self.whole.knows(work, factor, or_larger)
 
     def has_seen(self, length: int) -> bool:
-        return any(key[0] == length for key in self._keys)
+        return self.whole.has_seen(length)
 
-    def _fitted(self, features: Sequence[float]) -> float:
-        return sum(c * f for c, f in zip(self.coefficients, features, strict=True))
-
-    def _compare(self, slots: Any) -> None:
-        """With the line, those kinds; all of them where the line has changed."""
-        line = np.maximum(self._rows[slots] @ np.array(self.coefficients), 1e-9)
-        most = np.where(self._seen[slots] < TRUSTED, math.log(MOST_CORRECTION), math.inf)
-        self._off[slots] = np.clip(np.log(self._seconds[slots] / line), -most, most)
-
-    def _slot(self, work: Work) -> int:
-        place = _place(work)
-        key = (work.length, work.steps, *(round(2 * octaves) for octaves in place[1:]))
-        slot = self._slots.get(key)
-        if slot is not None:
-            return slot
-        if len(self._latest) < MOST_KINDS:
-            slot = len(self._latest)
-            self._latest.append(deque(maxlen=REMEMBERED))
-            self._keys.append(key)
-        else:
-            slot = int(self._stamps.argmin())
-            del self._slots[self._keys[slot]]
-            self._latest[slot].clear()
-            self._keys[slot] = key
-        self._slots[key] = slot
-        self._seen[slot], self._places[slot] = 0, place
-        return slot
-
-    def _weights(self, least: float = LASTING_WEIGHT) -> Any:
-        """Of the kinds, by when and how often they were seen."""
-        count = len(self._latest)
-        age = self.observed - self._stamps[:count]
-        return np.maximum(0.5 ** (age / HALF_LIFE), least) * self._seen[:count] / TRUSTED
-
-    def _fit(self) -> None:
-        """Least squares of relative errors: a short step counts as much as a long one."""
-        self._since_fit = 0
-        count = len(self._latest)
-        weights = self._weights(LASTING_WEIGHT / count)
-        weights /= weights.sum()
-        relative = self._rows[:count] / self._seconds[:count, None]
-        scale = np.sqrt(weights @ relative**2)
-        scale[scale == 0] = 1
-        scaled = relative / scale
-        weighted = scaled * weights[:, None]
-        gram = scaled.T @ weighted
-        gram[np.diag_indices_from(gram)] += RIDGE
-        gram[0, 0] += RIDGE_CONSTANT - RIDGE
-        self.coefficients = tuple((non_negative(gram, weighted.sum(0)) / scale).tolist())
-        self._compare(slice(count))
-
-
-def non_negative(gram: Any, target: Any) -> Any:
-    """Minimises x.gram.x / 2 - target.x over x >= 0, for a positive definite ``gram``."""
-    solution = np.zeros(len(target))
-    free: list[int] = []
-    for _ in range(3 * len(target)):
-        gradient = target - gram @ solution
-        gradient[free] = 0
-        best = int(gradient.argmax())
-        if gradient[best] <= 1e-9:
-            break
-        free.append(best)
-        while free:
-            part = np.linalg.solve(gram[np.ix_(free, free)], target[free])
-            if part.min() > 0:
-                solution[:] = 0
-                solution[free] = part
-                break
-            # Go as far towards it as nothing turns negative; what is at zero leaves.
-            old = solution[free]
-            down = part <= 0
-            share = (old[down] / (old[down] - part[down])).min()
-            solution[free] = old + share * (part - old)
-            free = [i for i in free if solution[i] > 1e-12]
-    return solution
+    def _parts(self, work: Work) -> float | None:
+        step, verify = self.draft_step(work.requests, work.context), self.verifies.seconds(work)
+        return None if step is None or verify is None else work.length * step + verify
 
 
 class Costs:
@@ -236,7 +140,7 @@ class Costs:
     ENOUGH_BUILDS = 3
 
     def __init__(self) -> None:
-        self.plain, self.rounds = LinearCost(plain_features), LinearCost(round_features)
+        self.plain, self.rounds = LinearCost(plain_features), RoundCosts()
         self._builds: deque[float] = deque(maxlen=15)
 
     def observe_build(self, seconds: float, tokens: int) -> None:
@@ -263,6 +167,9 @@ class Costs:
         """Coefficients, for the info endpoint."""
         return {
             "plain_s": self.plain.coefficients,
-            "round_s": self.rounds.coefficients,
+            "round_s": self.rounds.whole.coefficients,
+            "draft_s": self.rounds.drafts.coefficients,
+            "verify_s": self.rounds.verifies.coefficients,
+            "rest_s": self.rounds.rest.coefficients,
             "build_s_per_token": self.build_seconds(1),
         }

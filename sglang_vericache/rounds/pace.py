@@ -13,7 +13,8 @@ from typing import Any
 from sglang_vericache.config import VeriCacheConfig
 from sglang_vericache.rounds.batch import Batch
 from sglang_vericache.rounds.controller import PLAIN, HorizonController
-from sglang_vericache.rounds.costs import Work
+from sglang_vericache.rounds.linear_cost import Work
+from sglang_vericache.rounds.phase_reports import PhaseReports, Told
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +31,14 @@ class Choice:
     lasting: draft views that it does not need may be closed.
     share: most tokens to draft in this step.
     plain_steps: tokens to decode plainly in this step where nothing drafts.
+    behind: instead of ``share`` behind a verification; None for no difference.
     """
 
     horizon: int
     lasting: bool
     share: int
     plain_steps: int = 1
+    behind: int | None = None
 
 
 @dataclass
@@ -90,6 +93,10 @@ class Pace:
         self._before: _Round | None = None
         self._began = 0.0
         self._shown: Batch | None = None
+        self._phases: PhaseReports | None = None
+        if controller is not None:
+            self._phases = PhaseReports(controller.costs.rounds)
+        self._batch: Batch | None = None  # of this step, where its phases are to be timed
         self.rounds_in_parts = self.plain_together = 0
         self.chosen: Counter[int] = Counter()
 
@@ -102,6 +109,7 @@ class Pace:
         if self.controller is None or batch is None:
             return self._choice
         now = self._clock()
+        self._batch = None if batch.rotating else batch
         if self._round is not None:
             self._round.seconds += now - self._began
             self._round.steps += 1
@@ -141,6 +149,19 @@ class Pace:
         if self._round is not None:
             self._round.usual = False
 
+    def drafting(self, work: Sequence[tuple[int, int]]) -> Told | None:
+        """Who is to be told what drafting (place of a request, tokens) in this step takes the
+        device; None for nobody."""
+        if self._phases is None or self._batch is None:
+            return None
+        return self._phases.drafting(work, self._batch)
+
+    def verifying(self, work: Sequence[tuple[int, int]]) -> Told | None:
+        """The same of verifying (place of a request, tokens drafted)."""
+        if self._phases is None or self._batch is None:
+            return None
+        return self._phases.verifying(work, self._batch)
+
     def built(self, seconds: float, tokens: int) -> None:
         """Opening views of so many tokens of context took the device so long."""
         if self.controller is not None:
@@ -177,18 +198,20 @@ class Pace:
     def _choose(self, batch: Batch) -> Choice:
         assert self.controller is not None
         horizon = self.controller.choose(batch)
-        parts = self.controller.parts(horizon, len(batch.drafters), batch.drafting_context)
+        cut = self.controller.cut(horizon, batch)
         return Choice(
             horizon,
             horizon != PLAIN or self.controller.closes_views,
-            share=math.ceil(horizon / parts),
+            share=cut.share,
             plain_steps=self.controller.plain_steps(batch),
+            behind=cut.behind,
         )
 
     def _report(self, done: _Round) -> None:
         """Only of a round like the one before: under overlap scheduling the device still works
         on that one while this is timed."""
-        assert self.controller is not None
+        assert self.controller is not None and self._phases is not None
+        self._phases.pass_on()
         before, self._before = self._before, done
         self.chosen[PLAIN if done.plain_tokens else done.horizon] += 1
         done.works = works = self._works(done)
@@ -244,12 +267,18 @@ def horizons_up_to(longest: int, group: int) -> tuple[int, ...]:
     return tuple(sorted({PLAIN, quarter, half, longest} - {-1}))
 
 
-def create_pace(config: VeriCacheConfig, horizons: Sequence[int], on_gpu: bool) -> Pace:
-    """As ``config.horizon_policy`` says; of ``horizons`` where that chooses."""
+def create_pace(
+    config: VeriCacheConfig, horizons: Sequence[int], on_gpu: bool, ahead: bool = False
+) -> Pace:
+    """As ``config.horizon_policy`` says; of ``horizons`` where that chooses.
+
+    Args:
+        ahead: rounds are drafted in the step that verifies the one before.
+    """
     policy = config.horizon_policy
     if policy == "fixed" or (policy == "auto" and not on_gpu):
         return Pace(config.horizon, None)
-    controller = HorizonController(horizons, config.max_step_seconds, _SwitchLog())
+    controller = HorizonController(horizons, config.max_step_seconds, _SwitchLog(), ahead=ahead)
     return Pace(config.horizon, controller, groups=config.stagger_groups)
 
 

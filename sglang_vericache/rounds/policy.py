@@ -111,13 +111,17 @@ def plan_step(
     return RoundPlan(tuple(plain), tuple(draft), (*verify, *rotating), not goes_on)
 
 
-def plan_ahead(candidates: Sequence[Candidate], share: int) -> RoundPlan:
+def plan_ahead(candidates: Sequence[Candidate], share: int, behind: int | None = None) -> RoundPlan:
     """Verify what earlier steps drafted, and draft for the next round behind it.
 
     The device drafts while the host reads the yields and prepares the next step, which it could
     not do if a verification came last. All requests are in the same round: a step that finds those
     furthest ahead with all they may draft verifies everybody who has drafted something, and drafts
-    the first ``share`` tokens of the next round; any other step only drafts.
+    the first tokens of the next round; any other step only drafts.
+
+    Args:
+        share: most tokens to draft in a step that only drafts.
+        behind: the same behind a verification, which takes its time as well; ``share`` when None.
 
     Precondition: the full KV of all candidates is on the device, and none rotates.
     """
@@ -130,6 +134,7 @@ def plan_ahead(candidates: Sequence[Candidate], share: int) -> RoundPlan:
         draft = tuple((index, count) for index, count in shares if count > 0)
         return RoundPlan(plain, draft, (), ends_round=not draft)
     verify = tuple((c.index, min(c.drafted, c.room)) for c in drafting if c.drafted)
-    rooms = ((c.index, min(share, c.ahead if c.drafted else c.room)) for c in drafting)
+    behind = share if behind is None else behind
+    rooms = ((c.index, min(behind, c.ahead if c.drafted else c.room)) for c in drafting)
     ahead = tuple((index, count) for index, count in rooms if count > 0)
     return RoundPlan(plain, (), verify, ahead=ahead)

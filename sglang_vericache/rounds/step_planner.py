@@ -57,7 +57,7 @@ class StepPlanner:
             candidates.append(one)
         self._step += 1
         if self.ahead:
-            plan = plan_ahead(candidates, choice.share)
+            plan = plan_ahead(candidates, choice.share, choice.behind)
             self.rounds_ahead += bool(plan.ahead)
             return plan
         groups = self.config.stagger_groups

@@ -13,6 +13,8 @@ from sglang_vericache.verify.cascade_groups import NodeEnd, PrefixGroup, group_b
 # a layer, some fifteen kernels, takes the host about as long as a device reads so much.
 LEAST_SAVED_BYTES = 256 << 20
 
+Work = Sequence[tuple[int, int]]
+
 
 class Cascade:
     """Finds the groups, when those who verify have changed.
@@ -20,6 +22,7 @@ class Cascade:
     Args:
         path_of: a request's nodes of the radix tree.
         token_bytes: of KV, in one layer.
+        enabled: else there are no groups.
 
     Attributes:
         passes, saved_tokens: verifications with groups, and context that these did not read again.
@@ -29,14 +32,27 @@ class Cascade:
         self,
         path_of: Callable[[Any], Sequence[PathNode]],
         token_bytes: int,
+        enabled: bool = True,
         least_saved_bytes: int = LEAST_SAVED_BYTES,
     ) -> None:
-        self._path_of = path_of
+        self._path_of, self.enabled = path_of, enabled
         self._least_tokens = max(least_saved_bytes // token_bytes, 1)
         self._paths: dict[RequestState, tuple[NodeEnd, ...]] = {}
         self._states: list[RequestState] = []
         self._groups: list[PrefixGroup] = []
         self.passes = self.saved_tokens = 0
+
+    def arrange(
+        self, work: Work, reqs: Sequence[Any], states: Sequence[RequestState]
+    ) -> tuple[Work, Sequence[tuple[int, int]]]:
+        """What a batch verifies, (place, drafted tokens), with the members of each group beside each
+        other and those of none at the end; and (requests, shared tokens) of the groups in that
+        order."""
+        if not self.enabled or not work:
+            return work, ()
+        places = [place for place, _ in work]
+        found = self.groups([reqs[i] for i in places], [states[i] for i in places])
+        return ordered(work, found)
 
     def groups(self, reqs: Sequence[Any], states: Sequence[RequestState]) -> list[PrefixGroup]:
         """Of the requests of a verification, whose contexts are in the tree; empty when reading
@@ -78,15 +94,8 @@ def _ends(path: Sequence[PathNode]) -> tuple[NodeEnd, ...]:
     return tuple((node.node_id, node.end) for node in path)
 
 
-def ordered(
-    work: Sequence[tuple[int, int]], groups: Sequence[PrefixGroup]
-) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """``work`` with the members of each group beside each other, those of none at the end, and
-    (requests, shared tokens) of the groups in that order.
-
-    Args:
-        groups: of places in ``work``.
-    """
+def ordered(work: Work, groups: Sequence[PrefixGroup]) -> tuple[Work, Sequence[tuple[int, int]]]:
+    """As `Cascade.arrange`; groups of places in ``work``."""
     inside = {place for group in groups for place in group.members}
     order = [place for group in groups for place in group.members]
     order += [place for place in range(len(work)) if place not in inside]

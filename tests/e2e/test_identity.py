@@ -149,6 +149,7 @@ def test_adaptive_horizon(tiny_reference, logs, step_ms, ahead, takes):
     assert status[takes] > 0
     horizons = status["horizons"]
     assert {"0", "8"} <= set(horizons["chosen"]) and {"0", "8"} <= set(horizons["predicted"])
+    assert all(horizons["costs"][part] for part in ("draft_s", "verify_s", "rest_s"))
 
 
 def test_without_overlap_scheduling(tiny_model, logs):

@@ -1,12 +1,12 @@
 """A batch on a simulated accelerator, for tests of what chooses horizons.
 
 The host runs a step ahead: while it begins a step, the device still works on the one before, whose
-yields come only then. Costs are like those measured on an H200.
+yields come only then; what its phases took is heard of later still. Costs are like those measured
+on an H200.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,13 +17,10 @@ import numpy as np
 
 from sglang_vericache.rounds.agreement import Agreement, SharedAgreement, expected_yields
 from sglang_vericache.rounds.batch import Batch
-from sglang_vericache.rounds.controller import (
-    MOST_PARTS,
-    MOST_PLAIN_STEPS,
-    PLAIN,
-    HorizonController,
-)
+from sglang_vericache.rounds.controller import MOST_PLAIN_STEPS, PLAIN, HorizonController
+from sglang_vericache.rounds.cut import Cut, cut_ahead, cut_evenly
 from sglang_vericache.rounds.pace import Choice, Pace
+from sglang_vericache.rounds.policy import Candidate, plan_ahead
 
 HORIZONS = (PLAIN, 4, 8, 16)
 LONGEST_STEP = 0.03
@@ -62,6 +59,13 @@ class Card:
         """Tokens of a plain step that is no longer than the pace would make it."""
         token = self.plain_step(MOST_PLAIN_STEPS, requests, context) / MOST_PLAIN_STEPS
         return int(min(max(LONGEST_STEP / 2 // token, 1), MOST_PLAIN_STEPS))
+
+    def cut(self, horizon: int, requests: int, context: int, ahead: bool) -> Cut:
+        """As a pace that knows all this would."""
+        if not ahead:
+            return cut_evenly(horizon, self.round(horizon, requests, context), LONGEST_STEP)
+        verify = self.verification(horizon, requests, context)
+        return cut_ahead(horizon, verify, self.draft_steps(1, requests, context), LONGEST_STEP)
 
     def round(self, horizon: int, requests: int, context: int) -> float:
         drafting = self.draft_steps(horizon, requests, context)
@@ -107,6 +111,8 @@ class Request:
 class World:
     """Args:
     known: called with the world for the choice; None for the pace's own.
+    ahead: the step that verifies a round drafts the first tokens of the next.
+    heard: the pace is told what phases took, a step or two later.
     slowdown: factor of all work at a time.
     arrivals: whenever a request ends another follows, after a prefill.
     """
@@ -119,6 +125,8 @@ class World:
     noise: float = 0.03
     outliers: float = 0.002
     known: Callable[[World], int] | None = None
+    ahead: bool = False
+    heard: bool = True
     slowdown: Callable[[float], float] = lambda now: 1.0
     arrivals: list[Request] = field(default_factory=list)
     now: float = 0.0
@@ -132,6 +140,10 @@ class World:
         self.last = Choice(PLAIN, False, 0)
         self.late: list[tuple[Request, int, int]] = []
         self.cold: Counter[int] = Counter()
+        self.timer = random.Random(self.seed + 1)
+        self.phases: list[tuple[Callable[[float], None], float]] = []  # of this step
+        self.unheard: list[tuple[int, Callable[[float], None], float]] = []
+        self.steps_s: list[float] = []
 
     def batch(self) -> Batch:
         requests = self.requests
@@ -154,8 +166,16 @@ class World:
 
     def step(self) -> None:
         choice = self.choice()
+        self.hear()
         seconds, outcome = self.work(choice)
-        seconds *= (1 + self.noise * self.rng.uniform(-1, 1)) * self.slowdown(self.now)
+        factor = (1 + self.noise * self.rng.uniform(-1, 1)) * self.slowdown(self.now)
+        seconds *= factor
+        self.steps_s.append(seconds)
+        for told, taken in self.phases:
+            due = len(self.steps_s) + self.timer.randint(0, 1)
+            taken *= factor * (1 + self.noise * self.timer.uniform(-1, 1))
+            self.unheard.append((due, told, taken))
+        self.phases = []
         if self.rng.random() < self.outliers:
             seconds += 0.2
         before, self.finish = self.finish, max(self.now, self.finish) + seconds
@@ -163,17 +183,24 @@ class World:
         self.settle(self.late)
         self.late = outcome
 
+    def hear(self) -> None:
+        now = len(self.steps_s)
+        for due, told, seconds in self.unheard:
+            if due <= now:
+                told(seconds)
+        self.unheard = [one for one in self.unheard if one[0] > now]
+
     def choice(self) -> Choice:
         if self.known is None:
             return self.pace.begin(self.batch())
-        if any(r.drafted for r in self.requests):
+        if not self.ahead and any(r.drafted for r in self.requests):
             return self.last
         horizon = self.known(self)
         # Steps are no longer than the pace would make them.
         count, context = len(self.requests), sum(r.context for r in self.requests)
-        parts = -(-self.card.round(horizon, count, context) // LONGEST_STEP)
-        share = math.ceil(horizon / min(max(parts, 1), MOST_PARTS))
-        self.last = Choice(horizon, False, share, self.card.fitting(count, context))
+        cut = self.card.cut(horizon, count, context, self.ahead) if horizon else Cut(1, 0, 0)
+        fitting = self.card.fitting(count, context)
+        self.last = Choice(horizon, False, cut.share, fitting, cut.behind)
         return self.last
 
     def work(self, choice: Choice) -> tuple[float, list[tuple[Request, int, int]]]:
@@ -185,6 +212,8 @@ class World:
             if choice.lasting:
                 for request in requests:
                     request.view = False
+            for request in requests:
+                request.drafted = 0
             self.planned(choice.plain_steps, True)
             seconds = card.plain_step(choice.plain_steps, count, context)
             return seconds, [(r, 0, choice.plain_steps) for r in requests]
@@ -198,22 +227,65 @@ class World:
             seconds += built
         for request in missing:
             request.view = True
+        if self.ahead:
+            more, outcome = self.work_ahead(choice)
+            return seconds + more, outcome
         drafting = [min(choice.share, choice.horizon - r.drafted) for r in requests]
-        seconds += card.draft_steps(max(drafting), count, context)
-        for request, drafted in zip(requests, drafting, strict=True):
-            request.drafted += drafted
+        seconds += self.draft(list(enumerate(drafting)))
         if all(r.drafted < choice.horizon for r in requests):
             self.planned(0, False)
             return seconds + card.part, []
         drafted = max(r.drafted for r in requests)
         self.planned(0, True, drafted)
-        self.cold[drafted] += 1
-        seconds += self.cold[drafted] <= card.cold
-        seconds += card.verification(drafted, count, context)
+        seconds += self.verify([(i, r.drafted) for i, r in enumerate(requests)])
         outcome = [(r, r.drafted, self.stands(r, r.drafted) + 1) for r in requests]
         for request in requests:
             request.drafted = 0
         return seconds, outcome
+
+    def work_ahead(self, choice: Choice) -> tuple[float, list[tuple[Request, int, int]]]:
+        requests = self.requests
+        rooms = [max(choice.horizon, r.drafted) for r in requests]
+        plan = plan_ahead(
+            [
+                Candidate(i, True, r.drafted, room, 0, ahead=choice.horizon)
+                for i, (r, room) in enumerate(zip(requests, rooms, strict=True))
+            ],
+            choice.share,
+            choice.behind,
+        )
+        drafting = max((count for _, count in (*plan.draft, *plan.ahead)), default=0)
+        drafted = max((count for _, count in plan.verify), default=0)
+        self.planned(0, plan.ends_round, drafted, drafting)
+        outcome = [
+            (requests[i], count, self.stands(requests[i], count) + 1) for i, count in plan.verify
+        ]
+        seconds = self.verify(plan.verify) if plan.verify else self.card.part
+        for i, _ in plan.verify:
+            requests[i].drafted = 0
+        return seconds + self.draft(plan.draft or plan.ahead), outcome
+
+    def draft(self, work: Sequence[tuple[int, int]]) -> float:
+        """Seconds of drafting (place of a request, tokens), which the pace may hear of."""
+        for place, tokens in work:
+            self.requests[place].drafted += tokens
+        context = sum(self.requests[place].context for place, _ in work)
+        steps = max((tokens for _, tokens in work), default=0)
+        seconds = self.card.draft_steps(steps, len(work), context)
+        if self.known is None and self.heard and work:
+            self.phases.append((self.pace.drafting(work), seconds))
+        return seconds
+
+    def verify(self, work: Sequence[tuple[int, int]]) -> float:
+        """The same of verifying (place of a request, tokens drafted)."""
+        context = sum(self.requests[place].context for place, _ in work)
+        drafted = max(tokens for _, tokens in work)
+        self.cold[drafted] += 1
+        seconds = float(self.cold[drafted] <= self.card.cold)
+        seconds += self.card.verification(drafted, len(work), context)
+        if self.known is None and self.heard:
+            self.phases.append((self.pace.verifying(work), seconds))
+        return seconds
 
     def stands(self, request: Request, drafted: int) -> int:
         stood = 0
@@ -245,9 +317,11 @@ class World:
 
     # What the pace is told; a test of another pace tells it otherwise.
 
-    def planned(self, plain: int, ends: bool, drafted: int = 0) -> None:
+    def planned(
+        self, plain: int, ends: bool, drafted: int = 0, drafting: int | None = None
+    ) -> None:
         if self.known is None:
-            self.pace.planned(plain, ends, drafted)
+            self.pace.planned(plain, ends, drafted, drafting=drafting)
 
     def unusual(self) -> None:
         if self.known is None:
@@ -280,8 +354,10 @@ def requests_of(
     ]
 
 
-def new_pace(world_clock: Callable[[], float], longest_step: float = LONGEST_STEP) -> Pace:
-    return Pace(16, HorizonController(HORIZONS, longest_step), world_clock)
+def new_pace(
+    world_clock: Callable[[], float], longest_step: float = LONGEST_STEP, ahead: bool = False
+) -> Pace:
+    return Pace(16, HorizonController(HORIZONS, longest_step, ahead=ahead), world_clock)
 
 
 def adaptive(
@@ -289,7 +365,7 @@ def adaptive(
 ) -> World:
     """With a pace of its own, or one that has run before."""
     world = World(card, list(requests), None, **more)
-    world.pace = pace or new_pace(lambda: world.now)
+    world.pace = pace or new_pace(lambda: world.now, ahead=world.ahead)
     if pace is not None:
         pace._clock = lambda: world.now
         pace.unusual()  # a prefill precedes it

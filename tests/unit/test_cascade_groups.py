@@ -101,6 +101,18 @@ def test_members_stand_beside_each_other():
     assert ordered(work, []) == (work, [])
 
 
+def test_what_a_batch_verifies_is_arranged(tree):
+    """Catches places among those who verify that are taken for places in the batch."""
+    tree.paths = {"b": [(1, 1000, 2)], "c": [(2, 9, 0)], "d": [(1, 1000, 2), (3, 2000, 0)]}
+    running = states(*"abcd")
+    cascade = Cascade(tree.path_of, 1, least_saved_bytes=1000)
+    work = [(1, 7), (2, 3), (3, 5)]
+    assert cascade.arrange(work, "abcd", running) == ([(1, 7), (3, 5), (2, 3)], [(2, 1000)])
+    assert cascade.arrange([], "abcd", running) == ([], ())
+    off = Cascade(tree.path_of, 1, enabled=False, least_saved_bytes=1000)
+    assert off.arrange(work, "abcd", running) == (work, ())
+
+
 class Tree:
     """Paths by request, counted as they are asked for."""
 
@@ -150,7 +162,10 @@ def test_who_arrives_may_split_a_node(tree):
 
 def test_who_shares_nothing_asks_nobody_else(tree):
     tree.paths = {"a": [(1, 2000, 0)], "b": [(2, 2000, 0)], "c": [(3, 500, 1), (4, 2000, 0)]}
-    cascade, (one, two, three) = Cascade(tree.path_of, 1, 1000), states("a", "b", "c")
+    cascade, (one, two, three) = (
+        Cascade(tree.path_of, 1, least_saved_bytes=1000),
+        states("a", "b", "c"),
+    )
     assert cascade.groups(["a", "b"], [one, two]) == []
     assert cascade.groups(["a", "b", "c"], [one, two, three]) == []
     assert cascade.groups(["b", "c"], [two, three]) == []

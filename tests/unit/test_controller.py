@@ -17,7 +17,7 @@ from sglang_vericache.rounds.controller import (
     TRIAL_ROUNDS,
     HorizonController,
 )
-from sglang_vericache.rounds.costs import Work
+from sglang_vericache.rounds.linear_cost import Work
 
 HORIZONS = (PLAIN, 4, 8, 16)
 COUNT = 256

@@ -8,15 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from sglang_vericache.rounds.costs import (
-    MOST_KINDS,
-    Costs,
-    LinearCost,
-    Work,
-    non_negative,
-    plain_features,
-    round_features,
-)
+from sglang_vericache.rounds.costs import Costs, RoundCosts, plain_features, round_features
+from sglang_vericache.rounds.linear_cost import MOST_KINDS, LinearCost, Work, non_negative
 
 COEFFICIENTS = (3e-3, 0.9e-3, 3e-6, 0.9e-9, 1.2e-6, 9e-9, 1e-3)
 
@@ -167,3 +160,76 @@ def test_a_line_that_does_not_fit_is_corrected_nearby():
         cost.observe(bend, 1.5 * true_seconds(bend))
     assert cost.seconds(bend) > 1.3 * true_seconds(bend)
     assert cost.correction(Work(8, 2, 2000)) == pytest.approx(1, abs=0.1)
+
+
+def split_seconds(work: Work) -> tuple[float, float]:
+    """Of a draft step, and of a verification."""
+    _, h, hb, hk, verify, context, _ = COEFFICIENTS
+    b, k = work.requests, work.context
+    return h + hb * b + hk * k, 2e-3 + verify * b * (work.length + 1) + context * k
+
+
+def rest_seconds(work: Work) -> float:
+    return 1e-3 + COEFFICIENTS[-1] * (work.steps - 1)
+
+
+def timed(works, seed: int = 0, noise: float = 0.02, heard: bool = True) -> RoundCosts:
+    rng, rounds = random.Random(seed), RoundCosts()
+
+    def noisy(seconds: float) -> float:
+        return seconds * (1 + noise * rng.uniform(-1, 1))
+
+    for work in works:
+        step, verify = split_seconds(work)
+        if heard:
+            rounds.drafts.observe(Work(1, work.requests, work.context), noisy(step))
+            rounds.verifies.observe(work, noisy(verify))
+        rounds.observe(work, noisy(work.length * step + verify + rest_seconds(work)))
+    return rounds
+
+
+@pytest.mark.parametrize("context", [1000, 30000])
+def test_horizons_that_do_not_run_are_told_from_their_parts(context):
+    """Catches what did happen on a GPU: of rounds of one horizon over a batch that grows nothing
+    is known but their sum, and what drafting takes was put down to the context."""
+    works = [Work(16, n, n * (context + 16 * i)) for i, n in enumerate((12,) * 60)]
+    trials = [Work(h, 4, 4 * context) for h in (16, 8, 4) for _ in range(2)]
+    rounds = timed(trials + works)
+    batch = works[-1]
+    for horizon in (4, 8, 16):
+        asked = Work(horizon, batch.requests, batch.context)
+        step, verify = split_seconds(asked)
+        true = horizon * step + verify + rest_seconds(asked)
+        assert rounds.seconds(asked) == pytest.approx(true, rel=0.04)
+
+
+def test_the_rest_of_a_round():
+    """Catches steps that cost nothing, a rest that noise makes, and one that a pause makes."""
+    works = [Work(8, 32, 32000, steps) for steps in (1, 2, 3)] * 40
+    rounds = timed(works)
+    for work in works[:3]:
+        assert rounds.rest.seconds(work) == pytest.approx(rest_seconds(work), abs=2e-4)
+    before = rounds.rest.seconds(works[0])
+    rounds.rest.observe(works[0], 9.0, 0.015)
+    assert rounds.rest.seconds(works[0]) == pytest.approx(before, rel=0.05)
+    for _ in range(200):
+        rounds.rest.observe(works[0], 0.015, 0.016)  # the parts are overestimated
+    assert 0 <= rounds.rest.seconds(works[0]) < 2e-4
+
+
+def test_rounds_of_which_nothing_else_is_heard():
+    """Catches a prediction of a part as that of a round."""
+    works = [Work(h, n, n * 1000) for h in (4, 8, 16) for n in (2, 8, 32)] * 5
+    rounds, asked = timed(works, heard=False), Work(8, 16, 16000)
+    assert rounds.seconds(asked) == rounds.whole.seconds(asked)
+    rounds.drafts.observe(Work(1, 16, 16000), 1e-3)
+    assert rounds.seconds(asked) == rounds.whole.seconds(asked)
+    assert RoundCosts().seconds(asked) is None
+
+
+def test_phases_that_compile_do_not_count():
+    """Catches a width that is never tried again: most of what a trial hears of was compiled."""
+    rounds, work = timed([Work(16, 32, 32000)] * 20), Work(8, 32, 32000)
+    for seconds in (1.0, 1.0, 0.004):
+        rounds.verifies.observe(work, seconds)
+    assert rounds.verifies.seconds(work) == pytest.approx(0.004, rel=0.1)

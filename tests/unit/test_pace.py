@@ -9,13 +9,10 @@ import pytest
 
 from sglang_vericache.config import VeriCacheConfig
 from sglang_vericache.rounds.batch import Batch
-from sglang_vericache.rounds.controller import (
-    MOST_PARTS,
-    MOST_PLAIN_STEPS,
-    PLAIN,
-    HorizonController,
-)
-from sglang_vericache.rounds.costs import Work
+from sglang_vericache.rounds.controller import MOST_PLAIN_STEPS, PLAIN, HorizonController
+from sglang_vericache.rounds.costs import FIRST_ROUNDS, THINNED
+from sglang_vericache.rounds.cut import MOST_PARTS
+from sglang_vericache.rounds.linear_cost import Work
 from sglang_vericache.rounds.pace import Choice, Pace, _SwitchLog, create_pace, horizons_up_to
 
 CONTEXTS = [1000] * 4
@@ -217,6 +214,67 @@ def test_a_round_is_charged_with_its_own_drafts():
     assert told == [(8, 1, 0.016), (4, 1, 0.008), (4, 2, 0.01), (4, 2, 0.01)]
 
 
+def test_phases_are_told_with_what_they_computed():
+    """Catches a phase told as one of the step that runs when it is heard of, shares told as whole
+    rounds, and the short phases of a round, of which the beginning is most."""
+    recorder, clock, pace = world()
+    drafts, verifies = [], []
+    recorder.costs.rounds.drafts.observe = lambda *told: drafts.append(told)
+    recorder.costs.rounds.verifies.observe = lambda *told: verifies.append(told)
+    run(pace, clock, 0.01, ends=False)
+    first, longer = pace.drafting([(0, 1)]), pace.drafting([(1, 3), (3, 4), (2, 2)])
+    run(pace, clock, 0.01, drafted=5)
+    verified = pace.verifying([(1, 4), (0, 5)])
+    run(pace, clock, 0.01)
+    assert not drafts and not verifies
+    longer(0.008)
+    first(0.004)
+    verified(0.02)
+    run(pace, clock, 0.01)
+    assert drafts == [(Work(1, 3, 3000), 0.002)] and verifies == [(Work(5, 2, 2000), 0.02)]
+    run(pace, clock, 0.01)
+    assert len(drafts) == len(verifies) == 1
+
+
+def test_the_host_learns_of_few_rounds_in_the_end():
+    """Catches a tenth of a millisecond for what has not changed; verifications, whose widths do
+    change, are all learnt of."""
+    recorder, clock, pace = world()
+    for _ in range(FIRST_ROUNDS + 10 * THINNED + 1):
+        run(pace, clock, 0.02)
+        pace.drafting([(0, 8)])(0.008)
+        pace.verifying([(0, 8)])(0.01)
+    rounds = recorder.costs.rounds
+    assert rounds.drafts.observed == FIRST_ROUNDS + 10
+    assert rounds.verifies.observed == FIRST_ROUNDS + 10 * THINNED
+
+
+def test_nobody_hears_of_phases_that_say_nothing():
+    """Neither without a controller, nor where KV that arrives is what takes the time."""
+    fixed = Pace(8, None)
+    fixed.begin(None)
+    assert fixed.drafting([(0, 8)]) is None and fixed.verifying([(0, 8)]) is None
+    _, _, pace = world()
+    pace.begin(batch_of(rotating=True))
+    assert pace.drafting([(0, 8)]) is None and pace.verifying([(0, 8)]) is None
+
+
+def test_parts_of_a_round_that_is_drafted_ahead():
+    """Catches a verification with a whole share of drafts behind it."""
+    clock = Clock()
+    pace = Pace(15, Recorder((15,), 0.03), clock)
+    pace.controller.ahead = True
+    work = [(i, 15) for i in range(4)]
+    for _ in range(3):
+        pace.begin(batch_of())
+        pace.planned(0, True, 15)
+        pace.drafting(work)(15 * 0.0054)
+        pace.verifying(work)(0.023)
+        clock.now += 0.1045
+    choice = pace.begin(batch_of())
+    assert (choice.share, choice.behind) == (5, 1)
+
+
 def test_groups_share_a_round():
     """With four groups a step does a quarter of what a round of all would."""
     recorder, clock = Recorder((8,)), Clock()
@@ -256,7 +314,9 @@ def test_description():
     assert set(shown["predicted"]) == {"0", "4", "8"} == set(shown["chosen"])
     assert all(p["seconds"] > 0 and p["tokens_per_s"] > 0 for p in shown["predicted"].values())
     assert shown["batch"]["mean_agreement"] == pytest.approx(0.8)
-    assert len(shown["costs"]["plain_s"]) == 4 and len(shown["costs"]["round_s"]) == 7
+    costs = shown["costs"]
+    assert len(costs["plain_s"]) == 4 and len(costs["round_s"]) == 7
+    assert {"draft_s", "verify_s", "rest_s"} <= set(costs)
 
 
 def test_an_empty_batch_and_one_that_cannot_draft():

@@ -109,3 +109,26 @@ def test_one_piece_of_work(device):
     with host.measured(told.append), host("build"):
         pass
     assert len(told) == 2 and 0 <= host.seconds["build"] <= told[1]
+
+
+@pytest.mark.parametrize("events", [True, False])
+def test_a_phase_that_somebody_is_told(device, events):
+    """Catches four events where two do, seconds that only one of both hears, and phases of a
+    server without --enable-metrics that are counted now and then."""
+    told: list[float] = []
+    clock = PhaseClock("cuda", events)
+    for listener in (told.append, None):
+        with clock("draft", listener):
+            pass
+    assert device.made == (4 if events else 2)
+    device.passed = 1000.0
+    clock.collect()
+    assert told == [0.01] and clock.seconds["draft"] == (0.02 if events else 0.0)
+
+
+def test_a_phase_that_somebody_is_told_on_the_host():
+    told: list[float] = []
+    clock = PhaseClock("cpu", events=False)
+    with clock("draft", told.append):
+        pass
+    assert told == [clock.seconds["draft"]]

@@ -285,12 +285,23 @@ def test_ahead(who, share, plain, draft, verify, behind):
     assert plan.ends_round == (not draft)
 
 
+def test_few_behind_a_verification():
+    """Catches a step that verifies and drafts as much behind that as a step that only drafts."""
+    drafted, steps = 15, []
+    for _ in range(8):
+        plan = plan_ahead([ahead(0, drafted, 15, 15), ahead(1, drafted, 15, 15)], 5, 1)
+        steps.append((dict(plan.verify).get(0), dict(plan.draft).get(0), dict(plan.ahead).get(0)))
+        drafted = (0 if plan.verify else drafted) + dict(plan.draft or plan.ahead)[0]
+    assert steps == 2 * [(15, None, 1), (None, 5, None), (None, 5, None), (None, 4, None)]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_batch_that_drafts_ahead(seed):
     """Catches, over many steps with arrivals and outputs that end: a request that does nothing in
     two steps, and more drafted than a row has room for."""
     rng = random.Random(seed)
     horizon, share = rng.choice([(1, 1), (5, 3), (16, 16), (16, 8), (16, 4)])
+    few = rng.choice([None, 1])
     requests: list[dict] = []
     for step in range(200):
         if rng.random() < 0.3:
@@ -303,7 +314,7 @@ def test_a_batch_that_drafts_ahead(seed):
             )
             for i, r in enumerate(requests)
         ]
-        plan = plan_ahead(candidates, share)
+        plan = plan_ahead(candidates, share, few)
         behind, verify = dict(plan.ahead), dict(plan.verify)
         assert not (plan.draft and plan.verify)
         for i, r in enumerate(requests):

@@ -39,6 +39,8 @@ def test_both_orders():
     assert (made.draft, made.verify, made.ahead) == (((0, 15),), (), ())
     made, _ = plan([state(15)])
     assert (made.draft, made.verify, made.ahead) == ((), ((0, 15),), ((0, 15),))
+    made, _ = plan([state(1)], choice=Choice(15, True, 5, behind=1))
+    assert made.draft == ((0, 5),) and not made.verify
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,7 @@ def test_both_orders():
         pytest.param({"states": [state(15, released=True)]}, 15, 0, id="ended"),
         pytest.param({"choice": Choice(7, True, 7)}, 15, 7, id="shorter-horizon-chosen"),
         pytest.param({"choice": Choice(15, True, 8)}, 15, 8, id="in-parts"),
+        pytest.param({"choice": Choice(15, True, 5, behind=1)}, 15, 1, id="in-unlike-parts"),
         pytest.param({"states": [state(15, horizon=3)]}, 3, 3, id="own-horizon"),
     ],
 )
