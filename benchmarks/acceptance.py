@@ -139,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--flags",
-        default="--vericache-keep-ratio 0.2 --vericache-horizon 16",
+        default="--vericache-keep-ratio 0.2 --vericache-keep-min 0 --vericache-horizon 16",
         help="of our server, beside the switch and the compressor",
     )
     parser.add_argument(

@@ -79,6 +79,8 @@ class VeriCacheConfig:
         compressor: which scorer selects the tokens of a span.
         keep_ratio: fraction of a path's tokens that its spans keep; None when keep_tokens is set.
         keep_tokens: tokens that the spans of one path keep in all; None when keep_ratio is set.
+        keep_min_tokens: tokens that they keep at least, whatever keep_ratio says: of a short
+            context a fraction is too little, and keeping all of it costs next to nothing.
         horizon: draft tokens per round (k); a verify pass reads k + 1 tokens.
         horizon_policy: "adaptive" chooses among horizons up to that one, plain decoding included,
             by expected tokens a second; "fixed" keeps to it; "auto" is adaptive on a GPU.
@@ -106,6 +108,7 @@ class VeriCacheConfig:
     compressor: CompressorSpec = CompressorSpec()
     keep_ratio: float | None = 0.2
     keep_tokens: int | None = None
+    keep_min_tokens: int = 1024
     horizon: int = 15
     horizon_policy: str = "auto"
     max_step_ms: int = 30
@@ -134,6 +137,7 @@ class VeriCacheConfig:
                 "of tokens that the compressed cache keeps, for example 0.2."
             )
         _at_least("--vericache-keep-tokens", self.keep_tokens, 1)
+        _at_least("--vericache-keep-min", self.keep_min_tokens, 0)
         _at_least("--vericache-horizon", self.horizon, 1)
         _at_least("--vericache-max-step-ms", self.max_step_ms, 1)
         _at_least("--vericache-min-context", self.min_context_tokens, 1)

@@ -119,6 +119,12 @@ FLAGS: tuple[Flag, ...] = (
         "Fraction of the tokens that the compressed cache keeps, in (0, 1] (default 0.2).",
     ),
     _integer_flag(
+        "vericache_keep_min",
+        "keep_min_tokens",
+        "Tokens that the compressed cache keeps at least, whatever the ratio says; all of a "
+        "shorter context; 0: as the ratio says (default 1024).",
+    ),
+    _integer_flag(
         "vericache_keep_tokens",
         "keep_tokens",
         "Tokens that the compressed cache keeps of each context; instead of a ratio.",
@@ -272,11 +278,16 @@ def config_from(
     given = gather([flag.name for flag in FLAGS], values, environ)
     settings = {f.config_field: _convert(f, given[f.name]) for f in FLAGS if f.name in given}
     if "keep_tokens" in settings:
-        settings.setdefault("keep_ratio", None)
+        settings = {"keep_ratio": None, "keep_min_tokens": 0} | settings
     # Imported here: the registry imports torch, which `--help` should not wait for.
     from sglang_vericache.compressors.registry import create_scorer
 
     try:
+        # Here and not in the config, whose default for the one is no contradiction to the other.
+        if "keep_tokens" in settings and settings["keep_min_tokens"]:
+            raise VeriCacheConfigError(
+                "--vericache-keep-min has no effect with --vericache-keep-tokens: leave one out."
+            )
         config = VeriCacheConfig(**settings, sources=_sources(given))
         create_scorer(config.compressor)
     except VeriCacheConfigError as error:
@@ -302,7 +313,7 @@ def _with_origins(message: str, given: Mapping[str, Setting]) -> str:
 def _sources(given: Mapping[str, Setting]) -> tuple[tuple[str, str], ...]:
     origins = {flag.config_field: given[flag.name].origin for flag in FLAGS if flag.name in given}
     if "keep_tokens" in origins:
-        origins["keep_ratio"] = origins["keep_tokens"]
+        origins = dict.fromkeys(("keep_ratio", "keep_min_tokens"), origins["keep_tokens"]) | origins
     names = [field.name for field in fields(VeriCacheConfig) if field.name != "sources"]
     return tuple((name, origins.get(name, "default")) for name in names)
 

@@ -31,7 +31,8 @@ class RequestOptions:
     """
     Attributes:
         enabled: False decodes the request without drafting.
-        keep_ratio: fraction of its path's tokens that its spans keep; None: as the server's.
+        keep_ratio: fraction of its path's tokens that its spans keep, taken as written, without
+            the server's least number of tokens; None: as the server's.
         horizon: most tokens drafted before each verification; None: as the server's.
     """
 

@@ -19,8 +19,12 @@ SWITCH = "enable_vericache"
 CONFIG = "vericache_config"
 SWITCH_VARIABLE = "SGLANG_VERICACHE_ENABLE"
 _VARIABLES = "SGLANG_VERICACHE_"
-# Of these only one can hold; the one from the winning source displaces the other.
-_ALTERNATIVES = ("vericache_keep_ratio", "vericache_keep_tokens")
+# What cannot hold beside a setting, or has no effect then, gives way to it where it comes from a
+# weaker source.
+_DISPLACED = {
+    "vericache_keep_ratio": ("vericache_keep_tokens",),
+    "vericache_keep_tokens": ("vericache_keep_ratio", "vericache_keep_min"),
+}
 _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
@@ -95,9 +99,8 @@ def gather(
     from_file = _read(place, names) if place is not None else {}
     settings: dict[str, Setting] = {}
     for source in (from_environment, from_file, from_flags):  # the later, the stronger
-        if any(name in source for name in _ALTERNATIVES):
-            settings = {n: s for n, s in settings.items() if n not in _ALTERNATIVES}
-        settings |= source
+        displaced = {other for name in source for other in _DISPLACED.get(name, ())}
+        settings = {n: s for n, s in settings.items() if n not in displaced} | source
     return settings
 
 

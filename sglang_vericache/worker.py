@@ -164,13 +164,13 @@ class VeriCacheWorker(BaseSpecWorker):
         self.requests = RunningRequests(
             self.config, self.views, self.capture.observation, self.capture.forget
         )
-        self.keeper = ViewKeeper(
-            self.config, self.views, self.tree_cache, self.capture, self.pace, self.phases
-        )
-        self.tree_cache.listener = self.requests
         room = DraftRoom(
             self.views, self.requests, self.tree_cache.path_of, self.requests.budget_of
         )
+        self.keeper = ViewKeeper(
+            self.config, self.views, self.tree_cache, self.capture, self.pace, self.phases, room
+        )
+        self.tree_cache.listener = self.requests
         self.rotation = create_rotation(
             self.config,
             self.tree_cache,

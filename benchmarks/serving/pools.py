@@ -91,7 +91,8 @@ def draft_slots(case: Case, requests: int) -> int:
     if not case.prefixes:
         return (requests + 1) * whole + tails
     prefixes = _prefixes(case, requests)
-    own = budget.path_rows(case.context - case.shared_tokens + case.tokens) + ALWAYS_KEPT_TOKENS
+    own_tokens, tokens = case.context - case.shared_tokens + case.tokens, case.context + case.tokens
+    own = budget.share_rows(own_tokens, tokens) + ALWAYS_KEPT_TOKENS
     return (2 * prefixes + 1) * whole + (requests - prefixes) * own + tails
 
 

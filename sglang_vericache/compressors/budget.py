@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
@@ -28,21 +28,30 @@ class Budget:
     Attributes:
         keep_ratio, keep_tokens: one of the two is None.
         most_rows: never more, whatever the ratio says.
+        least_rows: never fewer of a path that has so many tokens, whatever the ratio says.
     """
 
     keep_ratio: float | None
     keep_tokens: int | None
     most_rows: int | None = None
+    least_rows: int = 0
 
     @classmethod
     def of(cls, config: VeriCacheConfig) -> Budget:
-        return cls(config.keep_ratio, config.keep_tokens)
+        if config.keep_tokens is not None:
+            return cls(None, config.keep_tokens)
+        return cls(config.keep_ratio, None, least_rows=config.keep_min_tokens)
+
+    @property
+    def without_floor(self) -> Budget:
+        """The same where memory is short: a small view drafts better than none."""
+        return replace(self, least_rows=0) if self.least_rows else self
 
     def asked_rows(self, path_tokens: int) -> int:
         """Rows that the settings ask for on a path of ``path_tokens`` tokens."""
         if self.keep_tokens is not None:
             return min(self.keep_tokens, path_tokens)
-        rows = _share(self.keep_ratio, path_tokens)
+        rows = max(_share(self.keep_ratio, path_tokens), min(self.least_rows, path_tokens))
         return rows if self.most_rows is None else min(rows, self.most_rows)
 
     def keeps_at_least(self, other: Budget, path_tokens: int) -> bool:

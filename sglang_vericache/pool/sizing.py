@@ -92,18 +92,25 @@ def automatic_slots(config: VeriCacheConfig, running_tokens: int, max_requests: 
     """Slots for as many drafting requests as have so many tokens together.
 
     Spans take their share of these; each request that is long enough to draft takes a tail, but
-    many short ones no more than a quarter of the tokens together.
+    many short ones no more than a quarter of the tokens together. No more than another quarter is
+    for what short contexts keep beyond their share (--vericache-keep-min): a main pool full of
+    them would want a draft pool of its own size, which long contexts would pay for. Those that
+    find no room for it then keep their share alone, which is provided for as if there were no
+    least number (ViewKeeper chooses).
     """
-    budget = Budget.of(config)
+    budget, by_share = Budget.of(config), Budget.of(config).without_floor
     requests = max(1, min(max_requests, running_tokens // config.min_context_tokens))
-    spans = budget.path_rows(running_tokens // requests) * requests
+    each = running_tokens // requests
+    spans = by_share.path_rows(each) * requests
+    beyond = budget.path_rows(each) * requests - spans
     tails = min(requests * config.tail_capacity, running_tokens // 4)
-    return max(spans + tails, least_slots(config))
+    return max(spans + min(beyond, running_tokens // 4) + tails, least_slots(config))
 
 
 def least_slots(config: VeriCacheConfig) -> int:
     """Slots that one request of the shortest drafting context needs."""
-    return Budget.of(config).path_rows(config.min_context_tokens) + config.tail_capacity
+    budget = Budget.of(config).without_floor
+    return budget.path_rows(config.min_context_tokens) + config.tail_capacity
 
 
 def draft_share_bytes(

@@ -45,9 +45,12 @@ class DraftRoom:
 
     def holds(self, req: Any) -> bool:
         """Whether a view of this request would fit beside those that there are and will be."""
-        rows = self.rows_of(req)
+        return self.fits(self.rows_of(req), req.rid)
+
+    def fits(self, rows: int, rid: str) -> bool:
+        """Whether so many slots for this request would leave to the others what they will take."""
         free = self._views.pool.allocator.free_count
-        wanted = rows + self._promised(req.rid)
+        wanted = rows + self._promised(rid)
         return wanted <= free or wanted <= free + self._views.spans.idle_rows
 
     def admit(self, req: Any) -> None:
@@ -75,13 +78,17 @@ class DraftRoom:
         }
 
     def rows_of(self, req: Any) -> int:
-        """Slots that free and idle ones together lose to its view, whose tail has its full size."""
+        """Slots that free and idle ones together lose to its view, whose tail has its full size.
+
+        A view that keeps more of a short context than the ratio says does so only where that fits,
+        so nobody has to wait for it.
+        """
         end, views = len(req.full_untruncated_fill_ids), self._views
         if end < views.config.min_context_tokens:
             return 0
         # A session's later turns have a node that is none of the tree's.
         path = self._path_of(req) if req.session is None else ()
-        plan = plan_view(path, end, self._budget_of(req), views.scorer.scope)
+        plan = plan_view(path, end, self._budget_of(req).without_floor, views.scorer.scope)
         reused = [views.spans.get(node.node_id) for node in plan.reused]
         idle = sum(span.rows for span in reused if span is not None and span.references == 1)
         return sum(b.rows for b in plan.builds) + idle + views.config.tail_capacity

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from sglang_vericache.compressors.budget import Budget
 from sglang_vericache.config import RECENT_TOKENS, VeriCacheConfig
 from sglang_vericache.phase_clock import PhaseClock
 from sglang_vericache.rounds.controller import PLAIN
+from sglang_vericache.rounds.draft_room import DraftRoom
 from sglang_vericache.rounds.pace import Choice, Pace
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.support import (
@@ -29,6 +31,7 @@ class ViewKeeper:
     Args:
         tree: the radix cache, for the nodes of a request's path.
         capture: what was seen of a prefill's queries.
+        room: what the draft pool can spare.
     """
 
     def __init__(
@@ -39,9 +42,10 @@ class ViewKeeper:
         capture: Any,
         pace: Pace,
         phases: PhaseClock,
+        room: DraftRoom,
     ) -> None:
         self.config, self.views, self.tree, self.capture = config, views, tree, capture
-        self.pace, self.phases = pace, phases
+        self.pace, self.phases, self.room = pace, phases, room
         self._opened: list[tuple[DraftView, int]] = []  # in this step, with committed tokens
 
     def prepare(
@@ -161,12 +165,20 @@ class ViewKeeper:
         self.pace.unusual()
         path, seen = self.tree.path_of(req), self.capture.observation(req.rid)
         with self.phases("build"):
-            state.view = self.views.open(state.row, path, end, seen, state.budget)
+            state.view = self.views.open(state.row, path, end, seen, self._budget(state, end))
         if state.view is None or not self._reserve(state.view, committed):
             return self._without_memory(state)
         self.capture.forget(req.rid)
         self._opened.append((state.view, committed))
         return None
+
+    def _budget(self, state: RequestState, end: int) -> Budget:
+        """The request's own, unless what it keeps beyond the ratio would be missing elsewhere."""
+        budget = state.budget
+        if not budget.least_rows:
+            return budget
+        rows = budget.path_rows(end) + self.config.tail_capacity
+        return budget if self.room.fits(rows, state.rid) else budget.without_floor
 
     def _reserve(self, view: DraftView, committed: int) -> bool:
         length = view.length(committed) + self.config.draft_reserve

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,29 @@ class TailFold:
     source: torch.Tensor
     rest: torch.Tensor
     targets: torch.Tensor
+
+
+def groups_by_share(
+    views: Sequence[DraftView], tokens: int
+) -> Iterator[tuple[int, list[DraftView]]]:
+    """(rows, views) whose next ``tokens`` tokens are folded together; a view whose row limit
+    leaves no room for its share is in none.
+
+    Shares that differ by little are made the same, for which the limits have room. Where a least
+    number of tokens holds, a short path's share may be all, and a long one's a few: those are
+    folded apart, because the long one's limit has no room for the other share.
+    """
+    waiting = [(view.budget.share_rows(tokens, view.tail_start + tokens), view) for view in views]
+    while waiting:
+        most = max(share for share, _ in waiting)
+        fits = [v for _, v in waiting if _room(v, tokens) >= most]
+        yield most, fits
+        waiting = [(share, v) for share, v in waiting if share < most and _room(v, tokens) < most]
+
+
+def _room(view: DraftView, tokens: int) -> int:
+    """Rows that its limit leaves for a span of so many tokens."""
+    return view.budget.limit_rows(view.tail_start + tokens) - view.span_rows
 
 
 def fold_tails(

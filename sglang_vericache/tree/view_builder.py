@@ -21,7 +21,7 @@ from sglang_vericache.pool.draft_pool import DraftPool
 from sglang_vericache.pool.rows import DraftRows
 from sglang_vericache.pool.span import Span
 from sglang_vericache.tree.span_table import SpanTable
-from sglang_vericache.tree.tail_fold import TailFold, fold_tails
+from sglang_vericache.tree.tail_fold import TailFold, fold_tails, groups_by_share
 from sglang_vericache.tree.view import DraftView
 from sglang_vericache.tree.view_plan import Build, PathNode, plan_view
 
@@ -148,16 +148,22 @@ class ViewBuilder:
                 tail. Tails are folded together, so each by as much as the shortest allows.
         """
         tokens = min(committed - RECENT_TOKENS - view.tail_start for view, committed in views)
-        shares = [v.budget.share_rows(tokens, v.tail_start + tokens) for v, _ in views]
-        share = max(shares)
-        folds: list[TailFold] = []
-        done = []
+        done: dict[DraftView, bool] = {}
+        for share, group in groups_by_share([view for view, _ in views], tokens):
+            done |= self._fold_together(group, tokens, share)
         for view, committed in views:
-            if view.span_rows + share > view.budget.limit_rows(view.tail_start + tokens):
-                done.append(self._select_anew(view, committed - RECENT_TOKENS))
-                continue
-            slots = self._take(share)
-            done.append(slots is not None)
+            if view not in done:
+                done[view] = self._select_anew(view, committed - RECENT_TOKENS)
+        self.counters.no_memory += list(done.values()).count(False)
+        return [done[view] for view, _ in views]
+
+    def _fold_together(
+        self, views: Sequence[DraftView], tokens: int, rows: int
+    ) -> dict[DraftView, bool]:
+        """``rows`` of the first ``tokens`` of each tail; False for a view without memory for it."""
+        folds: list[TailFold] = []
+        for view in views:
+            slots = self._take(rows)
             if slots is not None:
                 tail = torch.cat(view.tail)
                 folds.append(TailFold(view, tail[:tokens], tail[tokens:], slots))
@@ -168,8 +174,8 @@ class ViewBuilder:
             span = Span(start, end, fold.targets, scope, allocator, fold.view.budget)
             self._replace_tail(fold.view, fold.view.spans, span, fold.source, fold.rest)
             self.counters.folded += 1
-        self.counters.no_memory += done.count(False)
-        return done
+        folded = {fold.view for fold in folds}
+        return {view: view in folded for view in views}
 
     def _select_anew(self, view: DraftView, end: int) -> bool:
         """One span for the whole path up to ``end``; False when there is no memory for it."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from breadth import MIN_CONTEXT, breadth_phases
+from breadth import BY_RATIO, MIN_CONTEXT, breadth_phases
 from cases import Answers, Call, Phase
 from depth import ChatPrompts, depth_phases
 from filelock import FileLock
@@ -25,7 +25,7 @@ CACHE = Path(os.environ.get("VERICACHE_CACHE", ".cache")).resolve()
 TINY_FLAGS = ("--max-total-tokens", "20000", "--chunked-prefill-size", "256")
 REAL_FLAGS = ("--max-total-tokens", "20000")
 # Short contexts draft too, so that a tiny model exercises everything.
-DRAFT_FLAGS = ("--enable-vericache", "--vericache-min-context", str(MIN_CONTEXT))
+DRAFT_FLAGS = ("--enable-vericache", "--vericache-min-context", str(MIN_CONTEXT), *BY_RATIO)
 
 Phases = Callable[[Answers], Iterable[Phase]]
 Made = TypeVar("Made")

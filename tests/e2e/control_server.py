@@ -8,7 +8,7 @@ from pathlib import Path
 
 import openai
 import requests
-from breadth import ANY_END, tokens
+from breadth import ANY_END, BY_RATIO, tokens
 from cases import Call
 from client import Client
 from servers import server
@@ -50,7 +50,7 @@ class ControlledServer:
 def controlled(
     model: Path, log: Path, flags: Sequence[str], environment: Mapping[str, str] | None = None
 ) -> Iterator[ControlledServer]:
-    flags = (*flags, "--enable-vericache", "--log-level", "info")
+    flags = (*flags, "--enable-vericache", *BY_RATIO, "--log-level", "info")
     with server(model, log, flags, environment) as client:
         yield ControlledServer(client, log)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import requests
-from breadth import ANY_END, MIN_CONTEXT, tokens
+from breadth import ANY_END, BY_RATIO, MIN_CONTEXT, tokens
 from cases import Call, Phase
 from compare import Verdict
 
@@ -16,7 +16,7 @@ NEEDED = sum(LENGTHS) + RUNNING * (OUTPUT + 2 * (HORIZON + 1))
 # A pool for the phases of the identity suite: the longest request and a little.
 BREADTH_POOL = 4_000
 OFFLOAD = (
-    *("--enable-vericache", "--vericache-min-context", str(MIN_CONTEXT)),
+    *("--enable-vericache", "--vericache-min-context", str(MIN_CONTEXT), *BY_RATIO),
     *("--vericache-horizon", str(HORIZON), "--vericache-offload", "always"),
     *("--vericache-host-memory", "256MiB", "--chunked-prefill-size", "256"),
 )

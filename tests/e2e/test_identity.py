@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from breadth import breadth_phases, penalties_together
+from breadth import BY_RATIO, breadth_phases, penalties_together
 from compare import Verdict, judge
 from conftest import DRAFT_FLAGS, TINY_FLAGS, Reference, make_reference
 from servers import server
+
+from sglang_vericache.config import VeriCacheConfig
 
 pytestmark = pytest.mark.e2e
 
@@ -25,9 +27,9 @@ LEAST_ROUND_SHARE, LEAST_ACCEPTED = 0.8, 2.0
 SHORT_PHASES = ("together", "shared", "turn2", "identical")
 
 
-def run_ours(reference: Reference, log, flags=(), env=None):
+def run_ours(reference: Reference, log, flags=(), env=None, drafting=DRAFT_FLAGS):
     """Verdict and the server's status after the reference's phases."""
-    flags = (*reference.flags, *DRAFT_FLAGS, *flags)
+    flags = (*reference.flags, *drafting, *flags)
     with server(reference.model, log, flags, env) as client:
         answers = client.run(reference.phases, reference.answers)
         status = client.status()
@@ -128,6 +130,37 @@ def test_tiny_compressors(tiny_reference, logs, compressor):
         assert sum(scored) == spans["built"]
 
 
+def test_short_contexts_are_kept_whole(tiny_reference, logs):
+    """The least number of tokens by default: no draft over a short context fails, and a longer one
+    is compressed to as many and drafts as well."""
+    reference = replace(
+        tiny_reference,
+        phases=lambda base: (p for p in tiny_reference.phases(base) if p.name in SHORT_PHASES),
+    )
+    flags = ("--vericache-horizon", "8")
+    drafting = tuple(flag for flag in DRAFT_FLAGS if flag not in BY_RATIO)
+    answers, verdict, status = run_ours(
+        reference, logs / "tiny-floor.log", flags, drafting=drafting
+    )
+    assert_same(verdict)
+    assert_drafted(verdict, status)
+    least = status["config"]["keep_min_tokens"]
+    assert least == VeriCacheConfig.keep_min_tokens
+    short = long = 0
+    for call in reference.calls:
+        info, tokens = answers[call.name].info, len(call.prompt)
+        if info is None or not info["drafted"]:
+            continue
+        rows = info["draft_rows_read"] / info["drafted"]
+        if tokens + call.max_new_tokens <= least:
+            assert rows >= tokens, f"{call.name}: tokens are left out of {tokens}"
+            short += 1
+        elif tokens > 1.5 * least:
+            assert least <= rows < tokens, f"{call.name}: {rows} rows of {tokens} tokens"
+            long += 1
+    assert short > 5 and long > 1
+
+
 @pytest.mark.parametrize(
     ("step_ms", "ahead", "takes"),
     [(100_000, "off", "plain_together"), (1, "off", "rounds_in_parts"), (1, "on", "rounds_ahead")],
@@ -167,7 +200,7 @@ def test_without_overlap_scheduling(tiny_model, logs):
 
 
 def test_real_model(real_reference, logs):
-    """The defaults on a real model and real text."""
+    """A fifth of the tokens of real text, with a real model."""
     _, verdict, status = run_ours(real_reference, logs / "real.log")
     assert_same(verdict)
     assert_drafted(verdict, status)

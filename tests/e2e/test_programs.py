@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from breadth import BY_RATIO
 from cases import ANYTHING, DRAFTS
 from conftest import REAL_FLAGS
 from programs import PROGRAMS
@@ -19,7 +20,7 @@ TOOL_FLAGS = (
     *("--tool-call-parser", "qwen25", "--enable-cache-report"),
 )
 OUR_FLAGS = (
-    *("--enable-vericache", "--vericache-min-context", "128"),
+    *("--enable-vericache", "--vericache-min-context", "128", *BY_RATIO),
     *("--vericache-horizon", "4", "--vericache-keep-ratio", "0.4"),
 )
 

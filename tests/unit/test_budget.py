@@ -14,13 +14,20 @@ from sglang_vericache.config import RECENT_TOKENS, SINK_TOKENS, VeriCacheConfig
 RATIOS = ("0.001", "0.05", "0.07", "0.1", "0.2", "0.333", "0.5", "0.9", "1")
 BUDGETS = [pytest.param(Budget(float(ratio), None), id=f"ratio-{ratio}") for ratio in RATIOS]
 BUDGETS += [pytest.param(Budget(None, n), id=f"tokens-{n}") for n in (1, 30, 68, 500, 100_000)]
+FLOORS = [(0.2, 1024), (0.2, 10), (0.5, 300), (1.0, 1024), (0.001, 100_000)]
+BUDGETS += [
+    pytest.param(Budget(ratio, None, least_rows=least), id=f"ratio-{ratio}-floor-{least}")
+    for ratio, least in FLOORS
+]
 LENGTHS = (1, 2, 3, 4, 63, 64, 67, 68, 69, 100, 511, 512, 1000, 4097, 131_072)
 
 
 def test_comes_from_the_config():
-    """Catches a ratio that stays in force beside the tokens."""
-    assert Budget.of(VeriCacheConfig(keep_ratio=0.3)).asked_rows(100) == 30
+    """Catches a ratio, or a least number, that stays in force beside the tokens."""
+    config = VeriCacheConfig(keep_ratio=0.3, keep_min_tokens=0)
+    assert Budget.of(config).asked_rows(100) == 30
     assert Budget.of(VeriCacheConfig(keep_ratio=None, keep_tokens=7)).asked_rows(100) == 7
+    assert Budget.of(VeriCacheConfig()).asked_rows(2000) == 1024
 
 
 @pytest.mark.parametrize(
@@ -34,6 +41,10 @@ def test_comes_from_the_config():
         (Budget(None, 300), 1000, 300, 300, 368),
         (Budget(None, 300), 200, 200, 200, 200),
         (Budget(None, 5), 1000, 5, 68, 73),
+        (Budget(0.2, None, least_rows=300), 200, 200, 200, 200),
+        (Budget(0.2, None, least_rows=300), 1000, 300, 300, 368),
+        (Budget(0.2, None, least_rows=300), 2000, 400, 400, 468),
+        (Budget(0.2, None, least_rows=300).without_floor, 1000, 200, 200, 268),
     ],
 )
 def test_by_hand(budget, tokens, asked, path, limit):
@@ -68,8 +79,25 @@ def test_rows_fit_the_path_and_the_limit(budget, tokens):
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_limit_grows_with_the_path(budget):
     """Catches draft rows sized for the longest context that a shorter one overflows."""
-    limits = [budget.limit_rows(tokens) for tokens in LENGTHS]
-    assert limits == sorted(limits)
+    for rows in (budget.limit_rows, budget.asked_rows, budget.path_rows):
+        found = [rows(tokens) for tokens in (*LENGTHS[:-1], *range(4098, 9000, 7), LENGTHS[-1])]
+        assert found == sorted(found)
+
+
+@pytest.mark.parametrize(("ratio", "least"), FLOORS)
+def test_a_floor_is_the_larger_of_two_budgets(ratio, least):
+    """Catches a floor that adds to the share, or that a growing path leaves behind too late."""
+    floor = Budget(ratio, None, least_rows=least)
+    share, tokens = Budget(ratio, None), Budget(None, least)
+    for end in range(1, 12_000, 53):
+        for name in ("asked_rows", "path_rows", "limit_rows"):
+            rows = [getattr(budget, name)(end) for budget in (floor, share, tokens)]
+            assert rows[0] == max(rows[1:])
+        assert floor.keeps_at_least(share, end) and floor.keeps_at_least(tokens, end)
+
+
+def test_a_request_keeps_no_more_than_its_row_holds_whatever_the_floor():
+    assert Budget(0.2, None, most_rows=50, least_rows=300).asked_rows(1000) == 50
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
@@ -118,6 +146,10 @@ def test_a_request_keeps_no_more_than_its_row_holds():
         (Budget(None, 200), Budget(0.2, None), 1001, False),
         (Budget(0.2, None), Budget(None, 200), 999, True),
         (Budget(0.2, None), Budget(None, 200), 990, False),
+        (Budget(0.2, None, least_rows=500), Budget(0.5, None), 1000, True),
+        (Budget(0.2, None, least_rows=500), Budget(0.5, None), 1001, False),
+        (Budget(0.2, None), Budget(0.2, None, least_rows=500), 1000, False),
+        (Budget(0.2, None), Budget(0.2, None, least_rows=500), 2500, True),
     ],
 )
 def test_keeps_at_least(kept, asked, tokens, enough):

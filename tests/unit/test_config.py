@@ -36,6 +36,7 @@ def bad(flag: str, accepted: str, **fields):
         bad("--vericache-keep-ratio", "give one", keep_ratio=None, keep_tokens=None),
         bad("--vericache-keep-tokens 0 ", "least accepted is 1", keep_tokens=0, keep_ratio=None),
         bad("--vericache-keep-tokens -5 ", "least accepted is 1", keep_tokens=-5, keep_ratio=None),
+        bad("--vericache-keep-min -1 ", "least accepted is 0", keep_min_tokens=-1),
         bad("--vericache-horizon 0 ", "least accepted is 1", horizon=0),
         bad("--vericache-min-context 0 ", "least accepted is 1", min_context_tokens=0),
         bad("--vericache-stagger 0 ", "least accepted is 1", stagger_groups=0),
@@ -65,9 +66,10 @@ def test_message_shows_the_ratio_that_was_given():
         {"keep_ratio": 1.0},
         {"keep_ratio": 1e-9},
         {"keep_ratio": None, "keep_tokens": 1},
+        {"keep_min_tokens": 0},
         {"horizon": 1, "stagger_groups": 1, "min_context_tokens": 1, "fold_tail_tokens": 65},
     ],
-    ids=["ratio-1", "tiny-ratio", "one-token", "least-of-all"],
+    ids=["ratio-1", "tiny-ratio", "one-token", "no-floor", "least-of-all"],
 )
 def test_edges_are_accepted(fields):
     """Catches bounds that are one off."""

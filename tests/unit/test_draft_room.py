@@ -98,7 +98,7 @@ def test_views_where_plain_decoding_is_faster(needed):
     pace = SimpleNamespace(
         adapts=True, unusual=lambda: None, built=lambda seconds, tokens: built.append(tokens)
     )
-    keeper = ViewKeeper(world.config, world.views, tree, capture, pace, PhaseClock("cpu"))
+    keeper = ViewKeeper(world.config, world.views, tree, capture, pace, PhaseClock("cpu"), None)
     one = SimpleNamespace(obstacle=None, rotates=False, full=True, view=None, row=0, drafted=0)
     one.prompt_tokens, one.memory_generation, one.budget = 900, -1, world.views.budget
     plain = Choice(0, True, 0)
@@ -110,10 +110,29 @@ def test_views_where_plain_decoding_is_faster(needed):
     assert one.view is None
 
 
+@pytest.mark.parametrize(("slots", "rows"), [(1210, 1000), (1209, 200)])
+def test_short_contexts_keep_what_there_is_room_for(slots, rows):
+    """Catches views that take for a short context what others need to draft at all; and requests
+    that wait for the room to keep all of theirs."""
+    world = World(slots, keep_min_tokens=1024, min_context_tokens=100)
+    one = state("b")
+    room = DraftRoom(world.views, [one], lambda req: (), lambda req: world.views.budget)
+    assert room.rows_of(request("b")) == VIEW
+    tree = SimpleNamespace(holds_prompt=lambda *_: True, path_of=lambda req: ())
+    capture = SimpleNamespace(observation=lambda rid: None, forget=lambda rid: None)
+    pace = SimpleNamespace(adapts=False, unusual=lambda: None)
+    keeper = ViewKeeper(world.config, world.views, tree, capture, pace, PhaseClock("cpu"), room)
+    vars(one).update(obstacle=None, rotates=False, full=True, row=0, drafted=0, prompt_tokens=1000)
+    one.memory_generation, one.budget = -1, world.views.budget
+    reasons = keeper.prepare([request("b")], [one], [1001], Choice(4, True, 0))
+    assert reasons == [None] and one.view.span_rows == rows
+    assert one.budget == world.views.budget, "it may keep more another time"
+
+
 def test_who_may_draft():
     """Catches requests that are decoded plainly whatever is chosen, counted as drafting."""
     world = World(2000, min_context_tokens=100)
-    keeper = ViewKeeper(world.config, world.views, None, None, None, None)
+    keeper = ViewKeeper(world.config, world.views, None, None, None, None, None)
     one = SimpleNamespace(obstacle=None, full=True, view=None, memory_generation=-1)
     assert keeper.may_draft(one, 100) and not keeper.may_draft(one, 99)
     for changed in ({"obstacle": "grammar"}, {"full": False}):

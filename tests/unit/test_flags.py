@@ -62,6 +62,16 @@ def test_all_flags_reach_their_fields():
     assert config.fold_tail_tokens == 128
 
 
+def test_least_tokens_kept():
+    """Catches a floor beside a number of tokens, which says all there is to say."""
+    assert from_command_line("--enable-vericache", "--vericache-keep-min=0").keep_min_tokens == 0
+    tokens = ("--enable-vericache", "--vericache-keep-tokens=300")
+    assert from_command_line(*tokens).keep_min_tokens == 0
+    assert from_command_line(*tokens, "--vericache-keep-min=0").keep_tokens == 300
+    with pytest.raises(VeriCacheConfigError, match=r"keep-min has no effect with .*-tokens"):
+        from_command_line(*tokens, "--vericache-keep-min=500")
+
+
 @pytest.mark.parametrize(
     "flag", [flag for flag in FLAGS if "(default" in flag.help], ids=lambda f: f.name
 )
@@ -95,6 +105,8 @@ def test_switches(value):
         ("--vericache-keep-ratio", "a fifth", "not a number"),
         ("--vericache-keep-tokens", "0", "least accepted is 1"),
         ("--vericache-keep-tokens", "0.2", "not a whole number"),
+        ("--vericache-keep-min", "-1", "least accepted is 0"),
+        ("--vericache-keep-min", "all", "not a whole number"),
         ("--vericache-horizon", "sixteen", "not a whole number"),
         ("--vericache-horizon", "0", "least accepted is 1"),
         ("--vericache-draft-memory", "2TB", "Accepted: a number of GiB"),

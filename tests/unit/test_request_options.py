@@ -108,7 +108,7 @@ def test_unchecked_options_do_not_stop_the_scheduler(caplog):
 
 def test_room_in_a_draft_row():
     """Catches a ratio that is trimmed in silence: 0.2 of 1000 tokens are 200 rows."""
-    config = VeriCacheConfig(keep_ratio=0.2)
+    config = VeriCacheConfig(keep_ratio=0.2, keep_min_tokens=0)
     for ratio, prompt in ((0.2, 1000), (0.5, 400), (1.0, 200), (None, 1000)):
         check_room(RequestOptions(keep_ratio=ratio), config, prompt, 1000)
     with pytest.raises(RequestOptionsError, match=r"0.5: of 800 tokens .* 400, .* 200.* 0.250;"):

@@ -36,7 +36,9 @@ def main_pool(tokens: int = 4000, dtype: torch.dtype = torch.float32) -> SimpleN
 
 
 def config(**fields) -> VeriCacheConfig:
-    return VeriCacheConfig(**({"min_context_tokens": 100, "horizon": 3} | fields))
+    """By the ratio alone where a test does not say otherwise."""
+    defaults = {"min_context_tokens": 100, "horizon": 3, "keep_min_tokens": 0}
+    return VeriCacheConfig(**(defaults | fields))
 
 
 def test_least_is_one_request():
@@ -73,6 +75,30 @@ def test_automatic_size_serves_a_full_main_pool(tokens, max_requests, budget):
     requests = max(1, min(max_requests, tokens // settings.min_context_tokens))
     assert slots >= requests * Budget.of(settings).path_rows(tokens // requests)
     assert slots <= max(tokens + tokens // 4, least_slots(settings))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "max_requests", "slots"),
+    [
+        pytest.param(100_000, 20, 20 * 1000 + 20 * 264, id="long-ones-by-the-ratio"),
+        pytest.param(12_000, 10, 10 * 300 + 10 * 264, id="some-beyond-their-share"),
+        pytest.param(10_000, 50, 50 * 68 + 2500 + 2500, id="no-more-than-a-quarter-beyond"),
+    ],
+)
+def test_automatic_size_with_a_floor_by_hand(tokens, max_requests, slots):
+    """Catches a pool for the ratio alone, too tight for many short contexts, and one as large as
+    the main pool, for which long contexts would pay."""
+    assert automatic_slots(config(keep_min_tokens=300), tokens, max_requests) == slots
+
+
+@pytest.mark.parametrize("max_requests", [1, 7, 50, 1000])
+@pytest.mark.parametrize("tokens", [1, 100, 4000, 100_000])
+def test_a_floor_takes_nothing_from_the_ratio(tokens, max_requests):
+    """Catches a pool in which the views that keep their share alone no longer find room, and a
+    draft pool given by hand that is suddenly too small to start."""
+    slots = automatic_slots(config(keep_min_tokens=1024), tokens, max_requests)
+    assert 0 <= slots - automatic_slots(config(), tokens, max_requests) <= tokens // 4
+    assert least_slots(config(keep_min_tokens=1024)) == least_slots(config())
 
 
 # With a host tier
@@ -170,7 +196,11 @@ def test_pool_looks_like_the_main_one(dtype):
     assert (pool.storage.read(2, torch.tensor([5]))[0] == 1).all(), "the buffer is the storage"
 
 
-@pytest.mark.parametrize("budget", [{}, {"keep_ratio": None, "keep_tokens": 500}], ids=str)
+@pytest.mark.parametrize(
+    "budget",
+    [{}, {"keep_ratio": None, "keep_tokens": 500}, {"keep_min_tokens": 1024}],
+    ids=str,
+)
 def test_rows_hold_the_longest_context(budget):
     """Catches a row that overflows just before the context is full."""
     settings = config(**budget)

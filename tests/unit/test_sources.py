@@ -59,6 +59,7 @@ def test_every_setting_has_its_twins(write):
         "keep_ratio": "0.3",
         "horizon": "5",
         "draft_dtype": "int4",
+        "keep_min": "500",
         "horizon_policy": "fixed",
         "max_step_ms": "40",
         "draft_memory": "1GiB",
@@ -134,6 +135,19 @@ def test_alternatives(flags, environ, kept):
     assert (found.keep_ratio, found.keep_tokens) == kept
     sources = found.describe()["sources"]
     assert "default" not in (sources["keep_ratio"] if kept[0] else sources["keep_tokens"])
+
+
+def test_least_tokens_kept_give_way():
+    """Catches a floor from a weaker source that contradicts the tokens of a stronger one; and one
+    of a stronger source that is silently ignored."""
+    least, tokens = {"SGLANG_VERICACHE_KEEP_MIN": "500"}, {"SGLANG_VERICACHE_KEEP_TOKENS": "300"}
+    found = config({"vericache_keep_tokens": 300}, least)
+    assert (found.keep_tokens, found.keep_min_tokens) == (300, 0)
+    assert found.describe()["sources"]["keep_min_tokens"] == "flag --vericache-keep-tokens"
+    assert config({"vericache_keep_ratio": 0.5}, least).keep_min_tokens == 500
+    for flags, environ in (({"vericache_keep_min": 500}, tokens), ({}, least | tokens)):
+        with pytest.raises(VeriCacheConfigError, match="has no effect with --vericache-keep-tok"):
+            config(flags, environ)
 
 
 def test_alternatives_in_one_source(write):

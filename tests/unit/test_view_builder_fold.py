@@ -99,9 +99,14 @@ def test_drafting_goes_on_after_a_fold():
     assert world.held([view]) == world.used == view.capacity
 
 
-def test_fold_without_room_in_the_budget_selects_all_anew():
+@pytest.mark.parametrize(
+    "budget",
+    [{"keep_ratio": None, "keep_tokens": 200}, {"keep_ratio": 0.1, "keep_min_tokens": 200}],
+    ids=["tokens", "floor"],
+)
+def test_fold_without_room_in_the_budget_selects_all_anew(budget):
     """Catches views that grow past the row limit fold by fold, and old spans that are kept."""
-    world = World(keep_ratio=None, keep_tokens=200)
+    world = World(**budget)
     view = grown(world, 400, 164)
     end, rebuilt = 564, False
     for _ in range(4):
@@ -118,6 +123,38 @@ def test_fold_without_room_in_the_budget_selects_all_anew():
     assert rebuilt, "the budget never ran out"
     world.views.close(view)
     assert world.used == 0
+
+
+def test_a_path_grows_past_the_floor():
+    """Catches folds that drop tokens while all are to be kept, and a view that stays at its floor
+    when the ratio asks for more."""
+    world = World(keep_ratio=0.5, keep_min_tokens=400)
+    view, end = grown(world, 200, 100), 300
+    while end < 1100:
+        assert world.views.fold([(view, end)])[0]
+        covered = end - RECENT
+        if covered <= 400:
+            assert view.span_rows == covered
+        asked = max(400, -(-covered // 2))
+        assert min(asked, covered) <= view.span_rows <= asked + 4 + RECENT
+        assert world.held([view]) == world.used == view.capacity
+        world.commit(view, end, end + 100)
+        end += 100
+    assert world.views.counters.built > 1 and world.views.counters.folded > 4
+    world.tokens_of(view, end)
+
+
+def test_a_short_path_folds_beside_a_long_one():
+    """Catches a long path that is selected anew because a short one keeps all of its tail."""
+    world = World(keep_ratio=0.2, keep_min_tokens=250)
+    long, short = grown(world, 900, 164), grown(world, 100, 164, row=2)
+    assert world.views.fold([(long, 1064), (short, 264)]) == [True, True]
+    assert [(s.end, s.rows) for s in long.spans] == [(900, 250), (1000, 25)]
+    assert [(s.end, s.rows) for s in short.spans] == [(100, 100), (200, 100)]
+    assert world.counters.built == 2 and world.counters.folded == 2
+    assert world.held([long, short]) == world.used
+    world.tokens_of(long, 1064)
+    world.tokens_of(short, 264)
 
 
 def test_selecting_anew_keeps_sinks_and_recent_tokens():

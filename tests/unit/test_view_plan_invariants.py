@@ -20,6 +20,7 @@ BUDGETS = [
     pytest.param(Budget(1.0, None), id="ratio-1"),
     pytest.param(Budget(None, 20), id="tokens-20"),
     pytest.param(Budget(None, 1500), id="tokens-1500"),
+    pytest.param(Budget(0.2, None, least_rows=1024), id="floor-1024"),
 ]
 
 

@@ -28,6 +28,8 @@ from sglang_vericache.tree.view_plan import PathNode, SpanInfo
 LAYERS, HEADS, DIM = 2, 2, 8
 ROWS, LONGEST = 5, 1200
 SINKS, RECENT = 4, 64
+# Paths are short here, and most tests are about what the ratio leaves out.
+SETTINGS = {"horizon": 4, "fold_tail_tokens": 200, "keep_min_tokens": 0}
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class World:
         rotary: Rotary | None = None,
         **settings,
     ) -> None:
-        self.config = VeriCacheConfig(**({"horizon": 4, "fold_tail_tokens": 200} | settings))
+        self.config = VeriCacheConfig(**(SETTINGS | settings))
         self.main_slots = main_slots = ROWS * LONGEST + 1
         keys, values = torch.randn(2, LAYERS, main_slots, HEADS, DIM)
         keys[..., 0] = (torch.arange(main_slots) / main_slots)[:, None]
