@@ -45,9 +45,8 @@ class Cascade:
     def arrange(
         self, work: Work, reqs: Sequence[Any], states: Sequence[RequestState]
     ) -> tuple[Work, Sequence[tuple[int, int]]]:
-        """What a batch verifies, (place, drafted tokens), with the members of each group beside each
-        other and those of none at the end; and (requests, shared tokens) of the groups in that
-        order."""
+        """What a batch verifies, (place, drafted tokens), with the members of each group beside
+        each other and those of none at the end; and (requests, shared tokens) of the groups."""
         if not self.enabled or not work:
             return work, ()
         places = [place for place, _ in work]
