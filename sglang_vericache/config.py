@@ -80,6 +80,7 @@ class VeriCacheConfig:
         keep_tokens: tokens that the spans of one path keep in all; None when keep_ratio is set.
         keep_min_tokens: tokens that they keep at least, whatever keep_ratio says: of a short
             context a fraction is too little, and keeping all of it costs next to nothing.
+        grow_views: a request whose drafts fail gets a view that keeps twice as much.
         horizon: draft tokens per round (k); a verify pass reads k + 1 tokens.
         horizon_policy: "adaptive" chooses among horizons up to that one, plain decoding included,
             by expected tokens a second; "fixed" keeps to it; "auto" is adaptive on a GPU.
@@ -106,6 +107,7 @@ class VeriCacheConfig:
     keep_ratio: float | None = 0.2
     keep_tokens: int | None = None
     keep_min_tokens: int = 1024
+    grow_views: bool = True
     horizon: int = 15
     horizon_policy: str = "auto"
     max_step_ms: int = 30
@@ -178,6 +180,11 @@ class VeriCacheConfig:
         if self.draft_ahead == "auto":
             return host_runs_ahead and self.stagger_groups == 1 and self.offload == OFF
         return self.draft_ahead == "on"
+
+    @property
+    def views_grow(self) -> bool:
+        """A constant that was asked for stays one."""
+        return self.grow_views and self.keep_tokens is None
 
     @property
     def max_step_seconds(self) -> float:

@@ -128,6 +128,14 @@ FLAGS: tuple[Flag, ...] = (
         "keep_tokens",
         "Tokens that the compressed cache keeps of each context; instead of a ratio.",
     ),
+    Flag(
+        "vericache_grow_views",
+        "grow_views",
+        _switch("vericache_grow_views"),
+        "on|off",
+        "Keep twice as much of the context of a request whose drafts fail, where the draft pool "
+        "has room to spare (default on).",
+    ),
     _integer_flag(
         "vericache_horizon", "horizon", "Tokens drafted before each verification (default 15)."
     ),

@@ -60,6 +60,7 @@ def test_every_setting_has_its_twins(write):
         "horizon": "5",
         "draft_dtype": "int4",
         "keep_min": "500",
+        "grow_views": "off",
         "horizon_policy": "fixed",
         "max_step_ms": "40",
         "draft_memory": "1GiB",
