@@ -162,22 +162,21 @@ def test_short_contexts_are_kept_whole(tiny_reference, logs):
 
 
 @pytest.mark.parametrize("ahead", ["off", "on"])
-def test_views_grow(tiny_reference, logs, ahead):
-    """Larger views where the drafts over a twentieth fail, in both orders of a step; with tails
-    folded between, retraction, and prefixes that others share."""
+def test_views_grow(tiny_references, logs, ahead):
+    """Larger views where the drafts over a twentieth fail, in both orders of a step, with tails
+    folded between and prompts that others share."""
     _, verdict, status = run_ours(
-        tiny_reference,
+        tiny_references["growth"],
         logs / f"tiny-grow-{ahead}.log",
         (
             *("--vericache-grow-views", "on", "--vericache-draft-ahead", ahead),
             *("--vericache-keep-ratio", "0.05", "--vericache-fold-tail", "70"),
             *("--vericache-horizon", "6"),
         ),
-        {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "97"},
     )
     assert_same(verdict)
-    assert_drafted(verdict, status, least_accepted=1.0)
-    assert status["spans"]["views_grown"] > 3
+    assert_drafted(verdict, status)
+    assert status["spans"]["views_grown"] > 3, status["spans"]
     assert status["spans"]["folded"] > 0
 
 
