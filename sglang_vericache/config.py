@@ -81,6 +81,7 @@ class VeriCacheConfig:
         keep_tokens: tokens that the spans of one path keep in all; None when keep_ratio is set.
         keep_min_tokens: tokens that they keep at least, whatever keep_ratio says: of a short
             context a fraction is too little, and keeping all of it costs next to nothing.
+        grow_views: a request whose drafts fail gets a view that keeps twice as much.
         horizon: draft tokens per round (k); a verify pass reads k + 1 tokens.
         horizon_policy: "adaptive" chooses among horizons up to that one, plain decoding included,
             by expected tokens a second; "fixed" keeps to it; "auto" is adaptive on a GPU.
@@ -109,6 +110,7 @@ class VeriCacheConfig:
     keep_ratio: float | None = 0.2
     keep_tokens: int | None = None
     keep_min_tokens: int = 1024
+    grow_views: bool = False
     horizon: int = 15
     horizon_policy: str = "auto"
     max_step_ms: int = 30
@@ -117,7 +119,7 @@ class VeriCacheConfig:
     min_context_tokens: int = 512
     stagger_groups: int = 1
     draft_ahead: str = "auto"
-    cascade: str = AUTO
+    cascade: str = OFF
     fold_tail_tokens: int = 256
     offload: str = OFF
     host_memory_bytes: int | None = None
@@ -182,6 +184,11 @@ class VeriCacheConfig:
         if self.draft_ahead == "auto":
             return host_runs_ahead and self.stagger_groups == 1 and self.offload == OFF
         return self.draft_ahead == "on"
+
+    @property
+    def views_grow(self) -> bool:
+        """A constant that was asked for stays one."""
+        return self.grow_views and self.keep_tokens is None
 
     @property
     def max_step_seconds(self) -> float:

@@ -129,6 +129,14 @@ FLAGS: tuple[Flag, ...] = (
         "keep_tokens",
         "Tokens that the compressed cache keeps of each context; instead of a ratio.",
     ),
+    Flag(
+        "vericache_grow_views",
+        "grow_views",
+        _switch("vericache_grow_views"),
+        "on|off",
+        "Keep twice as much of the context of a request whose drafts fail, where the draft pool "
+        "has room to spare (default off).",
+    ),
     _integer_flag(
         "vericache_horizon", "horizon", "Tokens drafted before each verification (default 15)."
     ),
@@ -185,8 +193,8 @@ FLAGS: tuple[Flag, ...] = (
         "cascade",
         _one_of("vericache_cascade", CASCADE_CHOICES),
         "|".join(CASCADE_CHOICES),
-        "Read a long prefix that many running requests share once a verification, for all of them "
-        "(default auto: with FlashInfer, where it saves more than it costs).",
+        "Read a long prefix that many running requests share once a verification, for all of them: "
+        "with FlashInfer, where it saves more than it costs (default off).",
     ),
     _integer_flag(
         "vericache_fold_tail",

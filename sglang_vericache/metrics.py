@@ -19,6 +19,7 @@ class SpanCounters:
         dropped: spans that lost their node, or were evicted for memory.
         evicted: of the dropped, those that made room for others.
         no_memory: draft views refused because the draft pool was full.
+        views_grown: draft views replaced by larger ones because drafts over them failed.
         scored_with_computed: builds scored with queries, or their statistics, of this prefill.
         scored_with_stored: builds that borrowed from what is stored with a node of the path.
         scored_without: builds that fell back to KeyDiff because there were too few queries.
@@ -30,6 +31,7 @@ class SpanCounters:
     dropped: int = 0
     evicted: int = 0
     no_memory: int = 0
+    views_grown: int = 0
     scored_with_computed: int = 0
     scored_with_stored: int = 0
     scored_without: int = 0

@@ -114,6 +114,12 @@ METRICS = (
         lambda n: n.spans.no_memory,
     ),
     Metric(
+        "views_grown_total",
+        "counter",
+        "Draft views replaced by larger ones because drafts over them failed.",
+        lambda n: n.spans.views_grown,
+    ),
+    Metric(
         "draft_pool_used_tokens",
         "gauge",
         "Token slots of the draft pool in use.",

@@ -235,7 +235,7 @@ class VeriCacheWorker(BaseSpecWorker):
             else None
         )
         reasons = self.keeper.prepare(
-            *(batch.reqs, states, committed, choice if self.drafting else None),
+            *(batch.reqs, states, committed, remaining, choice if self.drafting else None),
             self.rotation.needs_views,
         )
         self.rotation.step(batch.reqs, states, committed)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sglang_vericache.compressors.budget import Budget
+from sglang_vericache.compressors.budget import ALWAYS_KEPT_TOKENS, Budget
 from sglang_vericache.config import VeriCacheConfig, VeriCacheConfigError
 from sglang_vericache.kernels.pool_format import create_format
 from sglang_vericache.pool.draft_pool import DraftPool
@@ -17,6 +17,8 @@ from sglang_vericache.pool.rows import DraftRows
 logger = logging.getLogger(__name__)
 
 
+# Rows may take so much that views can grow to whole contexts: 4 bytes a token and request.
+ROOM_TO_GROW_BYTES = 128 << 20
 # Of an automatic size with offloading: at most this part of the main pool's bytes, which is a
 # quarter of what both pools have together.
 MOST_OF_MAIN = 1 / 3
@@ -204,7 +206,11 @@ def main_row_bytes(main_pool: Any) -> int:
 
 
 def create_rows(config: VeriCacheConfig, main_table: torch.Tensor) -> DraftRows:
-    """Rows wide enough for the longest context that ``main_table`` ``[R, W]`` can hold."""
+    """Rows wide enough for the longest context that ``main_table`` ``[R, W]`` can hold; where views
+    grow, for all of it if that takes little memory."""
     rows, longest = main_table.shape
     width = Budget.of(config).limit_rows(longest) + config.tail_capacity
+    if config.views_grow:
+        whole = longest + ALWAYS_KEPT_TOKENS + config.tail_capacity
+        width = max(width, min(whole, ROOM_TO_GROW_BYTES // (4 * rows)))
     return DraftRows(rows, width, main_table.device)

@@ -47,6 +47,7 @@ class Agreement:
     Attributes:
         value: the chance of the next drafted token.
         shown: it has drafted; else the value says nothing.
+        judged_at_size: tokens judged since its view last grew.
     """
 
     def __init__(self, shared: SharedAgreement | None = None) -> None:
@@ -54,6 +55,13 @@ class Agreement:
         self._stood = self._judged = self._prior = 0.0
         self.value: float = FIRST_GUESS
         self.shown = False
+        self.judged_at_size = 0
+
+    def view_grew(self) -> None:
+        """What was seen counts half: it was of a smaller view, but the text is the same."""
+        self._stood, self._judged = self._stood / 2, self._judged / 2
+        self._estimate()
+        self.judged_at_size = 0
 
     def add(self, drafted: int, accepted: int) -> None:
         """A verification of ``drafted`` tokens accepted so many of them."""
@@ -66,10 +74,14 @@ class Agreement:
         kept = 0.5 ** (judged / HALF_LIFE)
         self._stood = self._stood * kept + accepted
         self._judged = self._judged * kept + judged
-        self.value = min((self._stood + self._prior) / (self._judged + PRIOR_TOKENS), HIGHEST)
+        self.judged_at_size += judged
+        self._estimate()
         if not self.shown:
             self.shown = True
             self._shared.join(self)
+
+    def _estimate(self) -> None:
+        self.value = min((self._stood + self._prior) / (self._judged + PRIOR_TOKENS), HIGHEST)
 
 
 def expected_yields(agreements: Any, horizon: int) -> Any:

@@ -53,6 +53,10 @@ class DraftRoom:
         wanted = rows + self._promised(rid)
         return wanted <= free or wanted <= free + self._views.spans.idle_rows
 
+    def spare(self) -> int:
+        """Free slots that are promised to nobody; idle spans are left to those who need them."""
+        return self._views.pool.allocator.free_count - self._promised(None)
+
     def admit(self, req: Any) -> None:
         self._admitted[req.rid] = self.rows_of(req)
 
@@ -93,11 +97,12 @@ class DraftRoom:
         idle = sum(span.rows for span in reused if span is not None and span.references == 1)
         return sum(b.rows for b in plan.builds) + idle + views.config.tail_capacity
 
-    def _promised(self, rid: str) -> int:
+    def _promised(self, rid: str | None) -> int:
         """Slots that are free, or in idle spans, but not for another request."""
         full = self._views.config.tail_capacity
         views = [s.view for s in self._states if s.view is not None]
         tails = sum(max(full - (view.capacity - view.span_rows), 0) for view in views)
         coming = {other: rows for other, (rows, _) in self._coming.items()} | self._admitted
-        coming.pop(rid, None)
+        if rid is not None:
+            coming.pop(rid, None)
         return tails + sum(coming.values())

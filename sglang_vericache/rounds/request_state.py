@@ -27,6 +27,9 @@ class RequestState:
         counters: the request's own, which outlive this record when it is retracted.
         horizon: most tokens that it drafts before a verification.
         budget: for its draft view.
+        may_grow: its view grows where its drafts fail; not where it asked for a ratio of its own.
+        grown: the larger budget that its view has since then, as far as there is memory.
+        grows_next: its view is replaced as soon as nothing is drafted over it.
         last_yield, last_reason: tokens of its last round, or of its last plain steps and why
             they were plain.
         full: its row names its whole full KV; else that is detached, or on its way.
@@ -54,3 +57,6 @@ class RequestState:
     rotates: bool = False
     memory_generation: int = -1
     agreement: Agreement = field(default_factory=Agreement)
+    may_grow: bool = False
+    grown: Budget | None = None
+    grows_next: bool = False

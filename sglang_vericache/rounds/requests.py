@@ -118,6 +118,7 @@ class RunningRequests:
                 horizon=options.horizon or self.config.horizon,
                 budget=self.views.budget_of(options.keep_ratio),
                 agreement=Agreement(self.agreement),
+                may_grow=self.config.views_grow and options.keep_ratio is None,
             )
             self._states[req.rid] = state
         elif state.row != req.kv.req_pool_idx:

@@ -96,7 +96,9 @@ class StepPlanner:
         all of it."""
         assert state.view is not None, "nothing drafts without a view"
         longest = committed + state.drafted + 1
-        if state.released or state.view.tail_tokens(longest) > self.config.fold_tail_tokens:
-            return 0  # to fold a tail, nothing may be drafted behind it
+        if state.released or state.grows_next:
+            return 0
+        if state.view.tail_tokens(longest) > self.config.fold_tail_tokens:
+            return 0  # to fold a tail, nothing may be drafted behind it; as to replace a view
         most = min(state.horizon, choice.horizon)
         return min(most, remaining - 2, self.max_position - longest)

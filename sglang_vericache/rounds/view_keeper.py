@@ -13,6 +13,7 @@ from sglang_vericache.rounds.controller import PLAIN
 from sglang_vericache.rounds.draft_room import DraftRoom
 from sglang_vericache.rounds.pace import Choice, Pace
 from sglang_vericache.rounds.request_state import RequestState
+from sglang_vericache.rounds.view_growth import LEFT_FREE, Failing, choose, drafts_fail, larger
 from sglang_vericache.support import (
     AWAITS_CHECKPOINT,
     AWAITS_FULL_KV,
@@ -53,6 +54,7 @@ class ViewKeeper:
         reqs: Sequence[Any],
         states: Sequence[RequestState],
         committed: Sequence[int],
+        remaining: Sequence[int],
         choice: Choice | None,
         all_need_views: bool = False,
     ) -> list[str | None]:
@@ -60,10 +62,12 @@ class ViewKeeper:
 
         Args:
             committed: tokens of each request whose KV is computed.
+            remaining: tokens that each may still make.
             choice: None while drafting is switched off.
             all_need_views: who is decoded plainly, because that is faster, has a view all the
                 same: without one its full KV could not leave the device.
         """
+        self._grow_failing(states, committed, remaining, choice)
         self._fold_long_tails(states, committed)
         self._opened = []
         self.phases.collect()
@@ -102,6 +106,43 @@ class ViewKeeper:
         if state.view is not None:
             self.views.close(state.view)
         state.view, state.drafted = None, 0
+
+    def _grow_failing(
+        self,
+        states: Sequence[RequestState],
+        committed: Sequence[int],
+        remaining: Sequence[int],
+        choice: Choice | None,
+    ) -> None:
+        """Close the views that are to be opened again, in this step, within a larger budget."""
+        if not self.config.views_grow:
+            return
+        failing: list[Failing] = []
+        budgets: dict[int, Budget] = {}
+        drafting = choice is not None and choice.horizon != PLAIN
+        for i, (state, length, left) in enumerate(zip(states, committed, remaining, strict=True)):
+            state.grows_next = False
+            if not (drafting and state.may_grow and state.full and state.view is not None):
+                continue
+            if not drafts_fail(state.agreement, left):
+                continue
+            budget = larger(state.view.budget, state.view.tail_start, self.views.most_rows)
+            if budget is not None:
+                budgets[i], rows = budget, budget.path_rows(length)
+                value, ready = state.agreement.value, state.drafted == 0
+                failing.append(Failing(i, value, length, rows, ready))
+        if not failing:
+            return
+        pool = self.views.pool.allocator
+        for i in choose(failing, self.room.spare() - int(LEFT_FREE * pool.total)):
+            if states[i].drafted:
+                # Drafting ahead, a request has always drafted something: the planner lets it be.
+                states[i].grows_next = True
+                continue
+            self.close(states[i])
+            states[i].grown = budgets[i]
+            states[i].agreement.view_grew()
+            self.views.counters.views_grown += 1
 
     def _fold_long_tails(self, states: Sequence[RequestState], committed: Sequence[int]) -> None:
         limit = self.config.fold_tail_tokens
@@ -158,8 +199,10 @@ class ViewKeeper:
         if not self.tree.holds_prompt(req, state.prompt_tokens):
             # Overlap scheduling: the prefill's result is processed while this step runs.
             return AWAITS_CHECKPOINT
-        # A span over the prompt can be shared; what was generated since goes to the tail.
-        fresh = committed - state.prompt_tokens <= RECENT_TOKENS
+        # A span over the prompt can be shared; what was generated since goes to the tail. A larger
+        # view takes the place of the one that the prompt's node owns, as long as the tail is short.
+        most = self.config.fold_tail_tokens if state.grown is not None else RECENT_TOKENS
+        fresh = committed - state.prompt_tokens <= most
         shareable = fresh and state.prompt_tokens >= self.config.min_context_tokens
         end = state.prompt_tokens if shareable else committed
         self.pace.unusual()
@@ -174,11 +217,13 @@ class ViewKeeper:
 
     def _budget(self, state: RequestState, end: int) -> Budget:
         """The request's own, unless what it keeps beyond the ratio would be missing elsewhere."""
-        budget = state.budget
-        if not budget.least_rows:
-            return budget
-        rows = budget.path_rows(end) + self.config.tail_capacity
-        return budget if self.room.fits(rows, state.rid) else budget.without_floor
+        smallest = state.budget.without_floor
+        for budget in (state.grown, state.budget):
+            if budget is None or budget == smallest:
+                continue
+            if self.room.fits(budget.path_rows(end) + self.config.tail_capacity, state.rid):
+                return budget
+        return smallest
 
     def _reserve(self, view: DraftView, committed: int) -> bool:
         length = view.length(committed) + self.config.draft_reserve

@@ -96,8 +96,12 @@ class ViewBuilder:
         the longest context, for which the rows have room. The server's when None."""
         if keep_ratio is None:
             return self.budget
-        room = self.rows.width - self.config.tail_capacity - ALWAYS_KEPT_TOKENS
-        return Budget(keep_ratio, None, most_rows=max(room, 1))
+        return Budget(keep_ratio, None, most_rows=self.most_rows)
+
+    @property
+    def most_rows(self) -> int:
+        """That a budget may ask for: more than these spans a row does not hold."""
+        return max(self.rows.width - self.config.tail_capacity - ALWAYS_KEPT_TOKENS, 1)
 
     def open(
         self,

@@ -12,7 +12,7 @@ OUTPUTS = (200, 1, 2, 64, 17, 40, 130, 5, 33, 90, 64, 48)
 # Contexts shorter than the server's --vericache-min-context.
 MIN_CONTEXT = 64
 # These contexts are short: by default all of each would be kept, and drafts would never fail.
-BY_RATIO = ("--vericache-keep-min", "0")
+BY_RATIO = ("--vericache-keep-min", "0", "--vericache-grow-views", "off")
 ANY_END = {"ignore_eos": True}
 PENALTIES = {"frequency_penalty": 1.5, "presence_penalty": 1.0, "repetition_penalty": 1.3}
 

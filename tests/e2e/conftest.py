@@ -16,7 +16,7 @@ from depth import ChatPrompts, depth_phases
 from filelock import FileLock
 from rotation_load import together
 from servers import server
-from short_phases import flag_off_phases, interruption_phases, mutation_phases
+from short_phases import flag_off_phases, growth_phases, interruption_phases, mutation_phases
 from tiny_model import make_tiny_model
 
 from sglang_vericache.demo.model import prepare_model
@@ -38,6 +38,7 @@ TINY_PHASES: dict[str, Phases] = {
     "interruptions": interruption_phases,
     "mutations": mutation_phases,
     "flag off": flag_off_phases,
+    "growth": growth_phases,
 }
 
 

@@ -161,6 +161,25 @@ def test_short_contexts_are_kept_whole(tiny_reference, logs):
     assert short > 5 and long > 1
 
 
+@pytest.mark.parametrize("ahead", ["off", "on"])
+def test_views_grow(tiny_references, logs, ahead):
+    """Larger views where the drafts over a twentieth fail, in both orders of a step, with tails
+    folded between and prompts that others share."""
+    _, verdict, status = run_ours(
+        tiny_references["growth"],
+        logs / f"tiny-grow-{ahead}.log",
+        (
+            *("--vericache-grow-views", "on", "--vericache-draft-ahead", ahead),
+            *("--vericache-keep-ratio", "0.05", "--vericache-fold-tail", "70"),
+            *("--vericache-horizon", "6"),
+        ),
+    )
+    assert_same(verdict)
+    assert_drafted(verdict, status)
+    assert status["spans"]["views_grown"] > 3, status["spans"]
+    assert status["spans"]["folded"] > 0
+
+
 @pytest.mark.parametrize(
     ("step_ms", "ahead", "takes"),
     [(100_000, "off", "plain_together"), (1, "off", "rounds_in_parts"), (1, "on", "rounds_ahead")],

@@ -54,6 +54,12 @@ def test_bad_value_gives_a_sentence(fields, flag, accepted):
     assert str(error.value).endswith(".")
 
 
+def test_views_grow_unless_a_constant_is_asked_for():
+    assert VeriCacheConfig(grow_views=True).views_grow and not VeriCacheConfig().views_grow
+    constant = VeriCacheConfig(keep_ratio=None, keep_tokens=300, grow_views=True)
+    assert not constant.views_grow
+
+
 def test_message_shows_the_ratio_that_was_given():
     """Catches rounding in the message: "1 is outside (0, 1]" contradicts itself."""
     with pytest.raises(VeriCacheConfigError, match=r"keep-ratio 1\.0000001 is outside"):

@@ -101,12 +101,13 @@ def test_views_where_plain_decoding_is_faster(needed):
     keeper = ViewKeeper(world.config, world.views, tree, capture, pace, PhaseClock("cpu"), None)
     one = SimpleNamespace(obstacle=None, rotates=False, full=True, view=None, row=0, drafted=0)
     one.prompt_tokens, one.memory_generation, one.budget = 900, -1, world.views.budget
+    one.grown, one.may_grow = None, False
     plain = Choice(0, True, 0)
     for _ in range(2):
-        reasons = keeper.prepare([SimpleNamespace(rid="a")], [one], [901], plain, needed)
+        reasons = keeper.prepare([SimpleNamespace(rid="a")], [one], [901], [99], plain, needed)
         assert reasons == [PLAIN_IS_FASTER] and (one.view is not None) == needed
     assert built == [901] * needed, "a view's cost is told once, by its context"
-    keeper.prepare([SimpleNamespace(rid="a")], [one], [901], plain, False)
+    keeper.prepare([SimpleNamespace(rid="a")], [one], [901], [99], plain, False)
     assert one.view is None
 
 
@@ -124,7 +125,8 @@ def test_short_contexts_keep_what_there_is_room_for(slots, rows):
     keeper = ViewKeeper(world.config, world.views, tree, capture, pace, PhaseClock("cpu"), room)
     vars(one).update(obstacle=None, rotates=False, full=True, row=0, drafted=0, prompt_tokens=1000)
     one.memory_generation, one.budget = -1, world.views.budget
-    reasons = keeper.prepare([request("b")], [one], [1001], Choice(4, True, 0))
+    one.grown, one.may_grow = None, False
+    reasons = keeper.prepare([request("b")], [one], [1001], [99], Choice(4, True, 0))
     assert reasons == [None] and one.view.span_rows == rows
     assert one.budget == world.views.budget, "it may keep more another time"
 

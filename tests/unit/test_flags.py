@@ -54,12 +54,13 @@ def test_all_flags_reach_their_fields():
         "--vericache-min-context=100",
         "--vericache-stagger=3",
         "--vericache-fold-tail=128",
+        "--vericache-grow-views=on",
     )
     assert config.compressor.name == "keydiff"
     assert (config.keep_ratio, config.keep_tokens) == (None, 300)
     assert (config.horizon, config.draft_memory_bytes) == (5, 2 * GIB)
     assert (config.min_context_tokens, config.stagger_groups) == (100, 3)
-    assert config.fold_tail_tokens == 128
+    assert (config.fold_tail_tokens, config.grow_views) == (128, True)
 
 
 def test_least_tokens_kept():

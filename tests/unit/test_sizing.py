@@ -9,6 +9,7 @@ import torch
 
 from sglang_vericache.compressors.budget import Budget
 from sglang_vericache.config import VeriCacheConfig, VeriCacheConfigError
+from sglang_vericache.pool import sizing
 from sglang_vericache.pool.sizing import (
     HostTier,
     automatic_slots,
@@ -208,3 +209,17 @@ def test_rows_hold_the_longest_context(budget):
     assert rows.table.shape[0] == 6
     for committed in (1, 68, 500, 1999, 2000):
         assert rows.width >= Budget.of(settings).limit_rows(committed) + settings.tail_capacity
+
+
+def test_rows_have_room_to_grow(monkeypatch):
+    """Catches views that could not grow to the whole of a context, and rows that take more memory
+    for it than the caches themselves."""
+    table = torch.zeros(6, 2000, dtype=torch.int32)
+    tail = config().tail_capacity
+    assert create_rows(config(grow_views=True), table).width == 2000 + 68 + tail
+    monkeypatch.setattr(sizing, "ROOM_TO_GROW_BYTES", 6 * 4 * 1000)
+    assert create_rows(config(grow_views=True), table).width == 1000
+    monkeypatch.setattr(sizing, "ROOM_TO_GROW_BYTES", 0)
+    constant = {"keep_ratio": None, "keep_tokens": 400}
+    for fixed in ({"grow_views": True}, {"grow_views": False}, constant | {"grow_views": True}):
+        assert create_rows(config(**fixed), table).width == 468 + tail, "what the budget needs"

@@ -19,7 +19,9 @@ CHOICE = Choice(15, True, 15)
 
 def state(drafted: int = 0, tail_from: int = 1000, **more: Any) -> Any:
     view = SimpleNamespace(tail_tokens=lambda committed: committed - tail_from)
-    known = dict(full=True, rotates=False, group=0, horizon=15, released=False, view=view)
+    known = dict(
+        full=True, rotates=False, group=0, horizon=15, released=False, view=view, grows_next=False
+    )
     return SimpleNamespace(drafted=drafted, **(known | {"token_by_token": False} | more))
 
 
@@ -57,6 +59,7 @@ def test_both_orders():
         pytest.param({"committed": 1084}, 15, 15, id="tail-fits"),
         pytest.param({"committed": 1085}, 15, 0, id="tail-is-folded-next"),
         pytest.param({"states": [state(15, released=True)]}, 15, 0, id="ended"),
+        pytest.param({"states": [state(15, grows_next=True)]}, 15, 0, id="its-view-grows-next"),
         pytest.param({"choice": Choice(7, True, 7)}, 15, 7, id="shorter-horizon-chosen"),
         pytest.param({"choice": Choice(15, True, 8)}, 15, 8, id="in-parts"),
         pytest.param({"choice": Choice(15, True, 5, behind=1)}, 15, 1, id="in-unlike-parts"),

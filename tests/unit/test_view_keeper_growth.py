@@ -1,0 +1,188 @@
+"""A view that is closed and opened again larger, over the spans of a tree."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from view_fakes import World
+
+from sglang_vericache.metrics import DraftCounters
+from sglang_vericache.phase_clock import PhaseClock
+from sglang_vericache.pool.rows import DraftRows
+from sglang_vericache.rounds.draft_room import DraftRoom
+from sglang_vericache.rounds.pace import Choice
+from sglang_vericache.rounds.request_state import RequestState
+from sglang_vericache.rounds.view_keeper import ViewKeeper
+from sglang_vericache.support import PLAIN_IS_FASTER
+
+PROMPT = 600
+DRAFTS = Choice(4, True, 4)
+
+
+class Keeping:
+    """Requests with the same prompt, whose node is in the tree."""
+
+    def __init__(self, requests: int = 1, slots: int = 6000, **settings) -> None:
+        settings = {"grow_views": True} | settings
+        self.world = world = World(slots, min_context_tokens=100, **settings)
+        world.rows = DraftRows(5, 1600, "cpu")  # with room for whole paths
+        world.views.rows = world.rows
+        self.states = [
+            RequestState(
+                rid=str(row),
+                row=row,
+                obstacle=None,
+                group=0,
+                counters=DraftCounters(),
+                prompt_tokens=PROMPT,
+                horizon=4,
+                budget=world.views.budget,
+                may_grow=True,
+            )
+            for row in range(requests)
+        ]
+        for row in range(1, requests):
+            world.share(row, 0, PROMPT)
+        tree = SimpleNamespace(
+            holds_prompt=lambda *_: True, path_of=lambda req: (world.node(7, 0, PROMPT),)
+        )
+        capture = SimpleNamespace(observation=lambda rid: None, forget=lambda rid: None)
+        pace = SimpleNamespace(adapts=False, unusual=lambda: None)
+        room = DraftRoom(world.views, self.states, lambda req: (), lambda req: world.views.budget)
+        phases = PhaseClock("cpu")
+        self.keeper = ViewKeeper(world.config, world.views, tree, capture, pace, phases, room)
+
+    def step(self, committed: int, left: int = 300, choice: Choice = DRAFTS):
+        many = len(self.states)
+        reqs = [SimpleNamespace(rid=state.rid) for state in self.states]
+        return self.keeper.prepare(reqs, self.states, [committed] * many, [left] * many, choice)
+
+    def fail(self, *states: RequestState) -> None:
+        for state in states or self.states:
+            for _ in range(60):
+                state.agreement.add(4, 0)
+
+    @property
+    def rows(self) -> list[int]:
+        return [state.view.span_rows for state in self.states]
+
+    def check(self, committed: int) -> None:
+        """Every row of the views is a token of its path, and no slot is lost or doubled."""
+        views = [state.view for state in self.states]
+        assert self.world.held(views) == self.world.used
+        for view in views:
+            self.world.tokens_of(view, committed)
+
+
+def test_grows_until_all_is_kept():
+    """Catches a larger span that its node does not own, a tail with a hole, and a view that is
+    replaced for ever."""
+    keeping = Keeping()
+    assert keeping.step(PROMPT + 1) == [None] and keeping.rows == [120]
+    for committed, rows in ((640, 240), (700, 480), (760, 600), (780, 600)):
+        view = keeping.states[0].view
+        keeping.world.commit(view, view.tail_start, committed)
+        keeping.fail()
+        assert keeping.step(committed) == [None]
+        assert keeping.rows == [rows]
+        assert keeping.world.spans.get(7).rows == rows, "others with the prompt get it as well"
+        keeping.check(committed)
+    assert keeping.world.counters.views_grown == 3
+
+
+def test_folds_within_the_larger_budget():
+    """Catches a tail that is folded by the request's first budget."""
+    keeping = Keeping()
+    keeping.step(PROMPT + 1)
+    keeping.fail()
+    keeping.step(PROMPT + 2)
+    view = keeping.states[0].view
+    keeping.world.commit(view, PROMPT, 850)
+    assert keeping.step(850) == [None]
+    assert keeping.states[0].view is view and view.tail_start == 850 - 64
+    assert view.span_rows == 240 + -(-186 * 4 // 10), "two fifths of what was folded"
+    keeping.check(850)
+
+
+def test_a_long_tail_is_in_the_new_span():
+    keeping = Keeping()
+    keeping.step(PROMPT + 1)
+    view = keeping.states[0].view
+    keeping.world.commit(view, PROMPT, 810)
+    keeping.fail()
+    assert keeping.step(810) == [None]
+    assert keeping.states[0].view.tail_start == 810 and keeping.rows == [2 * 162]
+    keeping.check(810)
+
+
+def test_drafted_tokens_are_not_lost():
+    """Catches a view replaced under what was drafted over it; the planner is told to let it be."""
+    keeping = Keeping()
+    state = keeping.states[0]
+    keeping.step(PROMPT + 1)
+    keeping.fail()
+    state.drafted = 4
+    keeping.step(PROMPT + 2)
+    assert state.grows_next and keeping.rows == [120] and state.drafted == 4
+    state.drafted = 0
+    keeping.step(PROMPT + 4)
+    assert not state.grows_next and keeping.rows == [240]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"settings": {"grow_views": False}},
+        {"settings": {"keep_ratio": None, "keep_tokens": 120}},
+        {"may_grow": False},
+        {"full": False},
+        {"left": 20},
+        {"choice": Choice(0, False, 0)},
+        {"slots": 600},
+    ],
+    ids=str,
+)
+def test_who_does_not_grow(changed):
+    """Catches growth that was switched off, that a request's own ratio rules out, without the full
+    KV, near the end, beside plain decoding, and in a pool with nothing to spare."""
+    keeping = Keeping(slots=changed.get("slots", 6000), **changed.get("settings", {}))
+    state = keeping.states[0]
+    keeping.step(PROMPT + 1)
+    keeping.fail()
+    state.may_grow, state.full = changed.get("may_grow", True), changed.get("full", True)
+    choice = changed.get("choice", DRAFTS)
+    reasons = keeping.step(PROMPT + 2, changed.get("left", 300), choice)
+    assert reasons == [PLAIN_IS_FASTER if "choice" in changed else None]
+    assert keeping.rows == [120] and keeping.world.counters.views_grown == 0
+
+
+def test_one_of_two_with_a_span():
+    """Catches a larger span that takes the smaller one from who still reads it, and a second
+    growth that builds what is there."""
+    keeping = Keeping(requests=2)
+    keeping.step(PROMPT + 1)
+    first, second = keeping.states
+    keeping.fail(first)
+    keeping.step(PROMPT + 2)
+    assert keeping.rows == [240, 120]
+    keeping.world.commit(second.view, PROMPT + 1, PROMPT + 2)
+    keeping.check(PROMPT + 2)
+    built = keeping.world.counters.built
+    keeping.fail(second)
+    keeping.step(PROMPT + 3)
+    assert keeping.rows[1] == 240 and keeping.world.counters.built == built
+    keeping.world.commit(first.view, PROMPT + 2, PROMPT + 3)
+    keeping.check(PROMPT + 3)
+
+
+def test_idle_spans_are_not_evicted_for_it():
+    """Catches growth that throws away the spans of prompts that may come again."""
+    keeping = Keeping(slots=850)
+    idle = keeping.world.open(4, 1000, (keeping.world.node(9, 0, 1000),))
+    keeping.world.views.close(idle)
+    keeping.step(PROMPT + 1)
+    keeping.fail()
+    keeping.step(PROMPT + 2)
+    assert keeping.rows == [120] and keeping.world.counters.evicted == 0
+    assert keeping.world.spans.get(9).rows == 200
