@@ -35,6 +35,10 @@ NEAR = 4.0
 # turn the choice doubles them. And rounds between any two checks.
 FIRST_CHECK, LONGEST_CHECK = 2048, 32768
 BETWEEN_CHECKS = 64
+# Rounds until another horizon that is predicted to reach the choice's rate within the factor is
+# drafted again: what was first observed of it may have been of a device that compiled. Each time
+# that does not turn the choice doubles them.
+FIRST_RETRY, LONGEST_RETRY, WITHIN = 512, 16384, 1.25
 # Nothing is tried where requests have fewer tokens left than this on the mean.
 WORTH_TRYING = 64
 # The other kind is not checked where it seems slower by more than this: when its costs were
@@ -80,6 +84,8 @@ class HorizonController:
         self._observed = {True: 0, False: 0}  # by whether plain: the round of the last
         self._wait = {True: FIRST_CHECK, False: FIRST_CHECK}
         self._next_check = 0
+        self._drafted: dict[int, int] = {}  # by horizon: the round of the last
+        self._retry: dict[int, int] = {}
         self._checking = False
         self._pause = BETWEEN_CHECKS
         self._closing = 0
@@ -193,6 +199,7 @@ class HorizonController:
                 best, margin = PLAIN, 0.0
         if best != self.current and rates[best] > margin * known and self._ventures(best, batch):
             before, self.current = self.current, best
+            self._retry.clear()
             if (best == PLAIN) != (before == PLAIN):
                 self._closing = 0
                 self._wait = {True: FIRST_CHECK, False: FIRST_CHECK}
@@ -221,10 +228,24 @@ class HorizonController:
         if batch.left_each < WORTH_TRYING:
             return None
         other = self._to_check(rates, batch)
-        if other is None:
+        if other is not None:
+            self._checking = True
+            return _Trial(other)
+        neglected = self._neglected(rates)
+        return _Trial(neglected) if neglected is not None else None
+
+    def _neglected(self, rates: dict[int, float]) -> int | None:
+        """A horizon beside the one that is drafted, which may be better than was observed long ago."""
+        if self.current == PLAIN:
             return None
-        self._checking = True
-        return _Trial(other)
+        least = rates.get(self.current, float("inf")) / WITHIN
+        for horizon in sorted(rates, key=lambda horizon: rates[horizon], reverse=True):
+            wait = self._retry.get(horizon, FIRST_RETRY)
+            waited = self._round - self._drafted.get(horizon, 0)
+            if horizon not in (PLAIN, self.current) and rates[horizon] >= least and waited > wait:
+                self._retry[horizon] = min(2 * wait, LONGEST_RETRY)
+                return horizon
+        return None
 
     def _knows(self, horizon: int) -> bool:
         if horizon == PLAIN:
@@ -257,7 +278,8 @@ class HorizonController:
 
     def _saw(self, plain: bool, length: int) -> None:
         self._observed[plain] = self._round
-        if self._trial is not None and (self._trial.horizon == PLAIN) == plain:
+        self._drafted[length] = self._round
+        if self._trial is not None and self._trial.horizon == length:
             self._trial.observed += 1
 
     def _end_trial(self) -> None:

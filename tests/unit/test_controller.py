@@ -72,6 +72,38 @@ def seen_all(rates, batch=BATCH, **more) -> HorizonController:
     return controller
 
 
+@pytest.mark.parametrize("cold", [1, 4, 6])
+def test_what_was_slow_at_first_is_tried_again(cold):
+    """Catches a horizon that stays out because its first rounds compiled something."""
+    rates = {PLAIN: 10_000, 4: 30_000, 8: 36_000, 16: 33_000}
+    drafted = Counter()
+
+    class Device(HorizonController):
+        def observe_round(self, work, seconds):
+            drafted[work.length] += 1
+            slow = work.length == 8 and drafted[8] <= cold
+            super().observe_round(work, seconds * (1.4 if slow else 1))
+
+    controller = Device(HORIZONS)
+    drive(controller, rates, 6000)
+    assert controller.current == 8
+    assert drafted[8] > 3000
+
+
+def test_what_stays_slow_is_seldom_tried():
+    """Catches trials that cost what they cannot bring."""
+    controller = seen_all({PLAIN: 10_000, 4: 30_000, 8: 31_500, 16: 33_000})
+    chosen = Counter(drive(controller, {PLAIN: 10_000, 4: 30_000, 8: 31_500, 16: 33_000}, 20_000))
+    assert controller.current == 16
+    assert 0 < chosen[8] + chosen[4] < 0.01 * 20_000
+
+
+def test_what_is_hopeless_is_not_tried_again():
+    rates = {PLAIN: 10_000, 4: 12_000, 8: 20_000, 16: 33_000}
+    controller = seen_all(rates)
+    assert set(drive(controller, rates, 2000)) == {16}
+
+
 @pytest.mark.parametrize("best", HORIZONS)
 @pytest.mark.parametrize("late", [0, 1, 3])
 def test_the_fastest_is_found_and_kept(best, late):
