@@ -235,7 +235,7 @@ class HorizonController:
         return _Trial(neglected) if neglected is not None else None
 
     def _neglected(self, rates: dict[int, float]) -> int | None:
-        """A horizon beside the one that is drafted, which may be better than was observed long ago."""
+        """Another horizon than the one that is drafted, if it may be better than it once seemed."""
         if self.current == PLAIN:
             return None
         least = rates.get(self.current, float("inf")) / WITHIN
