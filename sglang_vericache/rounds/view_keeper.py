@@ -219,9 +219,10 @@ class ViewKeeper:
         """The request's own, unless what it keeps beyond the ratio would be missing elsewhere."""
         smallest = state.budget.without_floor
         for budget in (state.grown, state.budget):
-            if budget is None or budget == smallest:
-                continue
-            if self.room.fits(budget.path_rows(end) + self.config.tail_capacity, state.rid):
+            rows = 0 if budget is None else budget.path_rows(end)
+            if budget is None or rows == smallest.path_rows(end):
+                continue  # whether there is room looks at all running requests
+            if self.room.fits(rows + self.config.tail_capacity, state.rid):
                 return budget
         return smallest
 
