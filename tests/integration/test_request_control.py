@@ -107,7 +107,9 @@ def test_tokenized_requests_are_checked():
     with pytest.raises(RequestOptionsError, match="--vericache-horizon"):
         check_tokenized(tokenized({"vericache": {"horizon": 9}}), manager(horizon=8))
     with pytest.raises(RequestOptionsError, match="room for 200"):
-        check_tokenized(tokenized({"vericache": {"keep_ratio": 0.5}}, 500), manager())
+        by_ratio = manager(keep_min_tokens=0)
+        check_tokenized(tokenized({"vericache": {"keep_ratio": 0.5}}, 500), by_ratio)
+    check_tokenized(tokenized({"vericache": {"keep_ratio": 0.5}}, 500), manager())
     embeds = tokenized({"vericache": {"keep_ratio": 0.5}})
     embeds.input_ids = None
     check_tokenized(embeds, manager())

@@ -36,7 +36,11 @@ class Drafts:
 
     def __init__(self, slots: int) -> None:
         self.config = VeriCacheConfig(
-            min_context_tokens=8, horizon=WIDTH - 1, fold_tail_tokens=70, draft_ahead="off"
+            min_context_tokens=8,
+            horizon=WIDTH - 1,
+            fold_tail_tokens=70,
+            draft_ahead="off",
+            keep_min_tokens=0,
         )
         self.budget = Budget.of(self.config)
         self.pool = SimpleNamespace(allocator=SlotAllocator(slots, "cpu"))
