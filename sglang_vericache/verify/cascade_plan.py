@@ -54,7 +54,6 @@ class CascadePlan:
             [CascadeAttention(self._prefixes, self._rest)], False, False
         )
         self._fence = PlanFence()
-        self._leaders: list[int] = []
 
     def _wrapper(self, backend: Any) -> Any:
         from flashinfer import BatchPrefillWithPagedKVCacheWrapper
@@ -81,7 +80,7 @@ class CascadePlan:
         # Those of no group read nothing together.
         grouped = sum(count for count, _ in groups)
         blocks = [*groups, (size - grouped, 0)] if grouped < size else list(groups)
-        prefix_ends = [own_ends[-1], *accumulate((t for _, t in blocks), initial=own_ends[-1])][1:]
+        prefix_ends = list(accumulate((t for _, t in blocks), initial=own_ends[-1]))
         query_ends = [0, *(self.width * n for n in accumulate(count for count, _ in blocks))]
         device = self.kv_indices.device
         self._own_indptr, self._starts, self._own = _int32(device, own_ends, starts, own)
