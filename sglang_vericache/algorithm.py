@@ -82,7 +82,7 @@ class VeriCacheAlgorithm(CustomSpecAlgo):
     def handle_server_args(self, server_args: Any) -> None:
         """Declare what the flag implies; everything else stays as the unmodified server's."""
         config = config_of(server_args)
-        server_args.speculative_num_steps = config.horizon
+        server_args.speculative_num_steps = config.deepest
         server_args.speculative_eagle_topk = 1
         server_args.speculative_num_draft_tokens = config.verify_width
         server_args.radix_cache_backend = RADIX_BACKEND

@@ -119,7 +119,7 @@ class VeriCacheConfig:
     min_context_tokens: int = 512
     stagger_groups: int = 1
     draft_ahead: str = "auto"
-    cascade: str = OFF
+    cascade: str = AUTO
     fold_tail_tokens: int = 256
     offload: str = OFF
     host_memory_bytes: int | None = None
@@ -171,8 +171,14 @@ class VeriCacheConfig:
 
     @property
     def verify_width(self) -> int:
-        """Tokens of a request in one verify pass: the pending one and the drafted ones."""
-        return self.horizon + 1
+        """Most tokens of a request in one verify pass: the pending one and the drafted ones."""
+        return self.deepest + 1
+
+    @property
+    def deepest(self) -> int:
+        """Most tokens that a request may draft before a verification: more than the horizon only
+        while its full KV is not on the device, because then the link is what it waits for."""
+        return self.horizon if self.offload == OFF else 2 * self.horizon + 1
 
     def drafts_ahead(self, host_runs_ahead: bool) -> bool:
         """Whether the step that verifies a round drafts the next one.

@@ -138,7 +138,10 @@ FLAGS: tuple[Flag, ...] = (
         "has room to spare (default off).",
     ),
     _integer_flag(
-        "vericache_horizon", "horizon", "Tokens drafted before each verification (default 15)."
+        "vericache_horizon",
+        "horizon",
+        "Tokens drafted before each verification (default 15); with offloading up to twice as many and "
+        "one, while the full KV is not on the GPU.",
     ),
     Flag(
         "vericache_horizon_policy",
@@ -194,7 +197,7 @@ FLAGS: tuple[Flag, ...] = (
         _one_of("vericache_cascade", CASCADE_CHOICES),
         "|".join(CASCADE_CHOICES),
         "Read a long prefix that many running requests share once a verification, for all of them: "
-        "with FlashInfer, where it saves more than it costs (default off).",
+        "with FlashInfer, where it saves more than it costs (default auto).",
     ),
     _integer_flag(
         "vericache_fold_tail",

@@ -30,7 +30,7 @@ class VeriCacheMetricsReporter(SchedulerMetricsReporter):
         self._exported_at = 0.0
         if self.current_scheduler_metrics_enabled:
             config = config_of(self.scheduler.server_args)
-            self.exporter = PrometheusExporter(self.metrics_collector.labels, config.horizon)
+            self.exporter = PrometheusExporter(self.metrics_collector.labels, config.deepest)
             self._export()
 
     def update_spec_metrics(self, bs: int, *args: Any, **kwargs: Any) -> None:

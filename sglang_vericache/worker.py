@@ -36,6 +36,7 @@ from sglang_vericache.plugin import applied_hooks
 from sglang_vericache.pool.sizing import create_pool, create_rows, main_row_bytes
 from sglang_vericache.request_options import options_of
 from sglang_vericache.rounds.accounting import StepAccount
+from sglang_vericache.rounds.controller import PLAIN
 from sglang_vericache.rounds.draft_room import DraftRoom
 from sglang_vericache.rounds.pace import create_pace, horizons_up_to
 from sglang_vericache.rounds.policy import RoundPlan
@@ -102,7 +103,7 @@ class VeriCacheWorker(BaseSpecWorker):
         )
         self.pace = create_pace(self.config, self.horizons, self.on_gpu, self.ahead)
         self.phases = PhaseClock(self.pool.device, get_observability().enable_metrics)
-        shape = req_to_token_pool.req_to_token.shape[0], self.config.horizon + 1
+        shape = req_to_token_pool.req_to_token.shape[0], self.config.verify_width
         self.drafts = torch.zeros(shape, dtype=torch.int64, device=self.pool.device)
 
     def init_attention_backends(self) -> None:
@@ -143,7 +144,8 @@ class VeriCacheWorker(BaseSpecWorker):
         if self.on_gpu and runner is not None:
             graphs = DraftGraphs(self.draft_step, sorted(runner.capture_bs))
             graphs.capture()
-            widths = [horizon + 1 for horizon in self.horizons if horizon]
+            horizons = {*self.horizons, self.config.deepest} - {PLAIN}
+            widths = [horizon + 1 for horizon in sorted(horizons)]
             self.verifier.capture(widths, max(runner.capture_bs), self.config.cascade == AUTO)
             query_heads = self.model_runner.model_config.num_attention_heads
             dtype = self.model_runner.dtype
@@ -239,6 +241,7 @@ class VeriCacheWorker(BaseSpecWorker):
             self.rotation.needs_views,
         )
         self.rotation.step(batch.reqs, states, committed)
+        choice = self.rotation.paced(choice)
         plan = self.planner.plan(states, reasons, committed, remaining, choice)
         self.rotation.check(batch.reqs, states, committed, plan)
         plain_steps = self.planner.plain_steps(plan, states, committed, choice)
@@ -253,15 +256,19 @@ class VeriCacheWorker(BaseSpecWorker):
         verify = self.verifier.prepare(batch, work, pending, groups) if work else None
         if verify is None:
             emission.publish(plain, plain_steps)
-        if plan.draft:
-            account.drafted(plan.draft)
-            self._draft(batch, plan.draft, states, pending, batch.seq_lens)
+        first, behind = plan.drafts
+        if first:
+            account.drafted(first)
+            self._draft(batch, first, states, pending, batch.seq_lens)
         if verify is not None:
             verified = self._verify(states, plan.verify, verify, emission)
             emission.publish(plain, plain_steps)
             self._commit_verified(batch, verify, verified)
         if plain is not None:
             self._decode_plainly(batch, plain, plan.plain, states, pending, plain_steps, emission)
+        if behind:
+            account.drafted(behind)
+            self._draft(batch, behind, states, pending, batch.seq_lens)
         if plan.ahead:
             account.drafted(plan.ahead, ahead=True)
             self._draft(batch, plan.ahead, states, emission.pending, emission.new_lengths)

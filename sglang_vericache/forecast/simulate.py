@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sglang_vericache.config import VeriCacheConfig
+from sglang_vericache.config import AUTO, VeriCacheConfig
 from sglang_vericache.forecast.hardware import Card
 from sglang_vericache.forecast.shape import Shape
 from sglang_vericache.loader.planner import (
@@ -70,6 +70,22 @@ class Draft:
     yields: float = 10.0
     kept: float = 0.1
 
+    @property
+    def deepest(self) -> int:
+        """Tokens that a request drafts while it waits for its full KV."""
+        return VeriCacheConfig(horizon=self.horizon, offload=AUTO).deepest
+
+    def tokens(self, drafted: int) -> float:
+        """That a round of so many drafted tokens brings, where each stands with the same chance."""
+        low, high = 0.0, 1.0
+        for _ in range(30):
+            chance = (low + high) / 2
+            if _round_tokens(chance, self.horizon) < self.yields:
+                low = chance
+            else:
+                high = chance
+        return _round_tokens(high, drafted)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -126,6 +142,10 @@ class _Pool:
         return missing
 
 
+def _round_tokens(chance: float, drafted: int) -> float:
+    return sum(chance**n for n in range(drafted + 1))
+
+
 def simulate_plain(shape: Shape, card: Card, load: Load, capacity: int) -> Outcome:
     """Plain decoding, as many at a time as fit."""
     return _simulate(shape, card, load, capacity, None, offload=False)
@@ -159,6 +179,7 @@ def _simulate(
     spans: list[float] = []
     step = together = idle = 0
     costs = costs_of(shape, card, load, capacity, draft) if offload and draft else None
+    yields = [] if draft is None else [draft.tokens(n) for n in range(draft.deepest + 1)]
 
     def locked() -> set[int]:
         return {p.node_id for r in running if r.place is not Place.DETACHED for p in r.path}
@@ -207,16 +228,24 @@ def _simulate(
                 fetches.append((request, missing * shape.token_bytes / card.link_rate))
         seconds = STEP_S
         horizon = 0 if draft is None else draft.horizon
-        drafting = [r for r in running if r.drafted < horizon]
+        deepest = 0 if draft is None else draft.deepest
+        limits = {r.number: horizon if r.place is Place.ATTACHED else deepest for r in running}
+        drafting = [r for r in running if r.drafted < limits[r.number]]
         if draft is not None and drafting:
             draft_bytes = sum(r.tokens for r in drafting) * shape.token_bytes * draft.kept
             forward = (shape.weight_bytes + draft_bytes) / card.memory_rate + FORWARD_S
             count = max(
-                1, min(int(LONGEST_STEP_S / forward), max(horizon - r.drafted for r in drafting))
+                1,
+                min(
+                    int(LONGEST_STEP_S / forward),
+                    max(limits[r.number] - r.drafted for r in drafting),
+                ),
             )
+            if costs is not None and any(r.place is not Place.ATTACHED for r in running):
+                count = min(count, costs.share)
             seconds += count * forward
             for r in drafting:
-                r.drafted = min(r.drafted + count, horizon)
+                r.drafted = min(r.drafted + count, limits[r.number])
         reading = [r for r in running if r.place is Place.ATTACHED and r.drafted >= horizon]
         if reading:
             bytes_read = sum(r.tokens for r in reading) * shape.token_bytes
@@ -236,7 +265,7 @@ def _simulate(
                 request.place = Place.ATTACHED
         now += seconds
         for request in reading:
-            request.left -= 1.0 if draft is None else draft.yields
+            request.left -= 1.0 if draft is None else yields[request.drafted]
             request.verified, request.drafted = True, 0
             if request.left <= 0:
                 running.remove(request)
@@ -247,7 +276,7 @@ def _simulate(
         for request in waiting_verifies:
             if not request.ready:
                 request.ready, request.since = True, step
-        idle = len(waiting_verifies)
+        idle = sum(r.drafted >= draft.deepest for r in waiting_verifies) if draft else 0
     spans.sort()
     return Outcome(
         load.requests * load.output / now,

@@ -10,8 +10,12 @@ import torch
 
 from sglang_vericache.loader.checksums import Checksums, Verdicts
 from sglang_vericache.loader.job import Job
-from sglang_vericache.loader.runs import LEAST_RUN, Run, runs_of
+from sglang_vericache.loader.runs import Run, runs_of
 from sglang_vericache.loader.staging import Staging
+
+# Starting a copy takes about 10 us, in which the link would carry half of this; and a few more
+# copies take no longer than the way by a buffer.
+STRETCH_BYTES, FEW_RUNS = 1 << 20, 4
 
 
 class PlainCopier:
@@ -90,6 +94,7 @@ class StreamCopier:
                     self._submit(job)
         except Exception:
             self._stream.synchronize()  # nothing may write after we say that it failed
+            self._staging.synchronize()
             self._checks.synchronize()
             raise
 
@@ -101,7 +106,7 @@ class StreamCopier:
         began = _event()
         began.record()
         runs = runs_of(host_slots, device_slots)
-        if len(runs) * LEAST_RUN <= job.tokens:
+        if self._long(len(runs), job.tokens):
             self._copy_runs(runs)
         else:
             self._staging.copy(host_slots, job.device_slots)
@@ -110,6 +115,11 @@ class StreamCopier:
         job.device_slots.record_stream(self._stream)
         self._copied[job.number] = (began, copied)
         job.arrived = self._check(job, copied)
+
+    def _long(self, runs: int, tokens: int) -> bool:
+        """Whether so many copies a layer are worth it."""
+        layer_bytes = tokens * self._layers[0][0][0].nbytes
+        return runs <= FEW_RUNS or runs * STRETCH_BYTES <= layer_bytes
 
     def _check(self, job: Job, copied: Any) -> Any:
         """Order the check; the event after which the rows may be read, and its outcome."""
@@ -125,10 +135,10 @@ class StreamCopier:
         return checked
 
     def _copy_runs(self, runs: Sequence[Run]) -> None:
-        for source, target in self._layers:
-            for run in runs:
-                rows = source[run.host : run.host + run.count]
-                target[run.device : run.device + run.count].copy_(rows, non_blocking=True)
+        """In one call, which takes Python's lock once: the scheduler's thread holds it a lot."""
+        to = [t[run.device : run.device + run.count] for _, t in self._layers for run in runs]
+        of = [s[run.host : run.host + run.count] for s, _ in self._layers for run in runs]
+        torch._foreach_copy_(to, of, non_blocking=True)
 
     def arrived(self, job: Job) -> bool:
         if not job.arrived.query():

@@ -249,6 +249,14 @@ class Costs:
         return max(choices, key=lambda staged: (self.rate(staged, running), -staged))
 
     @property
+    def share(self) -> int:
+        """Most tokens to draft in a step beside a verify, with which the link need not wait: while
+        a path in the staging share is on its way, the others there wait for a step, are verified,
+        and leave with the next. A single one makes the link wait, but not for long."""
+        longest_s = (self.fits - 1) * self.fetch_s / 2
+        return max(int(longest_s / max(self.forward_s, 1e-6)) - 1, 1)
+
+    @property
     def pays(self) -> bool:
         """Whether some rotation brings more than keeping everything attached."""
         attached = self.fits * self.kept_tokens / max(self.round_s, 1e-6)

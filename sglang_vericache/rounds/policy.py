@@ -19,8 +19,11 @@ class Candidate:
             of its output or of the context.
         group: whose turn it verifies in.
         full: its full KV can be read now; else it drafts, and accepts nothing.
-        rotates: its full KV is to leave again: it is verified as soon as it has drafted all it
-            may, whatever round the others are in.
+        rotates: its full KV is to leave again: it is verified as soon as it has drafted enough,
+            whatever round the others are in.
+        enough: tokens drafted with which a rotating request whose full KV has come is verified: its
+            place on the device is worth more than what it would draft there. Until it comes it
+            drafts up to ``room``.
         ahead: most tokens that it may draft for its next round before this one's outcome is known.
     """
 
@@ -32,6 +35,7 @@ class Candidate:
     full: bool = True
     rotates: bool = False
     ahead: int = 0
+    enough: int = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,18 @@ class RoundPlan:
     verify: tuple[tuple[int, int], ...]
     ends_round: bool = True
     ahead: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def drafts(self) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
+        """``draft`` in two parts: before the verification and behind it.
+
+        Behind it where nobody verifies what is drafted in this step: the host, which waits for
+        the yields, prepares the next step meanwhile. Never in two passes.
+        """
+        verifies = {index for index, _ in self.verify}
+        if not verifies or any(index in verifies for index, _ in self.draft):
+            return self.draft, ()
+        return (), self.draft
 
     @property
     def only_plain(self) -> bool:
@@ -88,13 +104,20 @@ def plan_step(
             if candidate.full:
                 plain.append(candidate.index)
             continue
+        away = candidate.rotates or not candidate.full
         most = max(share, 1) if candidate.rotates else share
-        count = min(most, candidate.room - candidate.drafted)
+        enough = min(candidate.room, candidate.enough)
+        if away and candidate.full and candidate.drafted >= enough:
+            rotating.append((candidate.index, candidate.drafted))
+            continue
+        count = min(
+            most, (enough if away and candidate.full else candidate.room) - candidate.drafted
+        )
         if count > 0:
             draft.append((candidate.index, count))
-        if candidate.rotates or not candidate.full:
+        if away:
             drafted = candidate.drafted + max(count, 0)
-            if candidate.full and drafted >= candidate.room:
+            if candidate.full and drafted >= enough:
                 rotating.append((candidate.index, drafted))
             continue
         drafting.append((candidate, candidate.drafted + max(count, 0)))

@@ -26,6 +26,7 @@ class RequestState:
         group: whose turn it verifies in.
         counters: the request's own, which outlive this record when it is retracted.
         horizon: most tokens that it drafts before a verification.
+        deepest: the same while its full KV is not on the device.
         budget: for its draft view.
         may_grow: its view grows where its drafts fail; not where it asked for a ratio of its own.
         grown: the larger budget that its view has since then, as far as there is memory.
@@ -60,3 +61,7 @@ class RequestState:
     may_grow: bool = False
     grown: Budget | None = None
     grows_next: bool = False
+    deepest: int = 0
+
+    def __post_init__(self) -> None:
+        self.deepest = max(self.deepest, self.horizon)

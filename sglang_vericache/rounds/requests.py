@@ -116,6 +116,7 @@ class RunningRequests:
                 counters=counters_of(req),
                 prompt_tokens=committed,
                 horizon=options.horizon or self.config.horizon,
+                deepest=options.horizon or self.config.deepest,
                 budget=self.views.budget_of(options.keep_ratio),
                 agreement=Agreement(self.agreement),
                 may_grow=self.config.views_grow and options.keep_ratio is None,
@@ -139,6 +140,7 @@ class RunningRequests:
             counters=counters_of(req),
             prompt_tokens=committed,
             horizon=self.config.horizon,
+            deepest=self.config.deepest,
             budget=self.views.budget,
             released=True,
         )

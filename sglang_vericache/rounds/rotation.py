@@ -24,6 +24,7 @@ from sglang_vericache.loader.planner import (
 )
 from sglang_vericache.metrics import OffloadNumbers
 from sglang_vericache.rounds.draft_room import DraftRoom
+from sglang_vericache.rounds.pace import Choice
 from sglang_vericache.rounds.policy import RoundPlan
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.step_watch import StepWatch
@@ -83,6 +84,7 @@ class Rotation:
         self._short = False
         self._looked_at = -1
         self._pays = True
+        self._share: int | None = None
 
     # Asked by the worker
 
@@ -126,6 +128,7 @@ class Rotation:
         rotating: frozenset[str] = frozenset()
         at_rest = all(seat.place is Place.ATTACHED for seat in seats)
         self._short = not at_rest or self._wanted > 0 or self.free < reserve
+        self._share = None
         if self._short:
             rotating = self._move(seats, live, reserve)
         for seat, (_, state, _) in zip(seats, live, strict=True):
@@ -150,6 +153,7 @@ class Rotation:
         memory = Memory(self.free, reserve)
         costs = self._costs(runners, memory)
         self._pays = costs is None or costs.pays
+        self._share = None if costs is None else costs.share
         memory = replace(memory, wanted=self._wanted if self._pays else 0)
         # More requests come where the next one has asked for room.
         running = None if memory.wanted else len(runners)
@@ -175,6 +179,12 @@ class Rotation:
         self.counters.attached += len(self.residency.arrive(self._step))
         return moves.rotating
 
+    def paced(self, choice: Choice) -> Choice:
+        """Of this step, which is shorter where the link would wait for its end."""
+        if self._share is None or self._share >= choice.share:
+            return choice
+        return replace(choice, share=self._share)
+
     def check(
         self,
         reqs: Sequence[Any],
@@ -189,8 +199,10 @@ class Rotation:
                 raise AssertionError(f"request {reqs[i].rid} is read while its row is empty")
         working = {i for i, _ in plan.draft}
         idle = [i for i, s in enumerate(states) if not s.full and i not in working]
-        for i in idle:
-            self.residency.await_verify(reqs[i], self._step)
+        for i, state in enumerate(states):
+            # What it drafts from now on it drafts because it waits.
+            if not state.full and (i not in working or state.drafted >= state.horizon):
+                self.residency.await_verify(reqs[i], self._step)
         self._idle = len(idle)
         if self.watch is not None:
             self._tell(self.watch, reqs, states, committed, plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from sglang_vericache.loader.client import LoaderClient
 from sglang_vericache.loader.copy import PlainCopier, StreamCopier
 from sglang_vericache.metrics import OffloadNumbers
 from sglang_vericache.rounds.draft_room import DraftRoom
+from sglang_vericache.rounds.pace import Choice
 from sglang_vericache.rounds.policy import RoundPlan
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.rotation import Rotation
@@ -22,6 +24,10 @@ from sglang_vericache.tree.residency import Residency
 
 # Bytes/s of the link until the first fetch has told: PCIe 4 with 16 lanes.
 ASSUMED_LINK_RATE = 20e9
+# Whichever thread wants Python's lock waits so long for one that does not let go of it by itself.
+# Python's own 5 ms, several times a fetch, make the link twenty times slower beside a busy
+# scheduler thread.
+SWITCH_INTERVAL_S = 1e-4
 
 
 class NoRotation:
@@ -36,6 +42,9 @@ class NoRotation:
         self, reqs: Sequence[Any], states: Sequence[RequestState], committed: Sequence[int]
     ) -> None:
         pass
+
+    def paced(self, choice: Choice) -> Choice:
+        return choice
 
     def check(
         self,
@@ -61,6 +70,7 @@ def create_rotation(
     """As ``--vericache-offload`` says, if the host tier could be had."""
     if config.offload == OFF or cache.disable or cache.cache_controller is None:
         return NoRotation()
+    sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL_S))
     host = cache.cache_controller.mem_pool_host.anchor_entry.host_pool
     host_layers = [*host.k_data_refs, *host.v_data_refs]
     device_layers = [*host.device_k_buffers, *host.device_v_buffers]

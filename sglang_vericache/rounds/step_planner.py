@@ -52,6 +52,7 @@ class StepPlanner:
                 reasons[i] = END_OF_OUTPUT
             drafts, full, rotates = reasons[i] is None, state.full, state.rotates
             one = Candidate(i, drafts, state.drafted, room, state.group, full, rotates)
+            one.enough = state.horizon
             if self.ahead and drafts and state.drafted:
                 one.ahead = self._room_ahead(state, committed[i], remaining[i], choice)
             candidates.append(one)
@@ -85,7 +86,7 @@ class StepPlanner:
     def _most(self, state: RequestState, choice: Choice) -> int:
         """Tokens that it may have drafted before its next verification."""
         if state.rotates:
-            return state.horizon
+            return state.deepest
         # What was drafted ahead, when a longer horizon was the choice, is there.
         return min(state.horizon, max(choice.horizon, state.drafted if self.ahead else 0))
 

@@ -119,6 +119,27 @@ def test_how_many_are_staged(fits, fetch_s, running, staged):
     assert costs.rate(staged, running) == best
 
 
+@pytest.mark.parametrize(
+    ("fits", "fetch_s", "share"),
+    [
+        pytest.param(2, 0.056, 1, id="two-paths-and-a-large-model"),
+        pytest.param(2, 0.56, 20, id="a-slow-link"),
+        pytest.param(30, 0.004, 3, id="many-short-paths"),
+        pytest.param(1, 0.5, 1, id="one-at-a-time"),
+    ],
+)
+def test_steps_that_the_link_need_not_wait_for(fits, fetch_s, share):
+    """Catches steps so long that every path in the staging share waits for one to end."""
+    costs = Costs(fits, round_s=0.4, step_s=0.06, forward_s=0.013, fetch_s=fetch_s)
+    assert costs.share == share
+
+
+def test_tokens_of_longer_rounds():
+    draft = Draft(15, 11.0)
+    assert draft.deepest == 31 and draft.tokens(15) == pytest.approx(11.0, rel=1e-6)
+    assert 11.0 < draft.tokens(31) < 22.0 and draft.tokens(0) == 1.0
+
+
 def test_step_watch():
     """Catches a prefill that is taken for a step or a round, and rounds of different requests
     that are mixed up."""

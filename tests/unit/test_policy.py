@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from sglang_vericache.rounds.policy import Candidate, plan_ahead, plan_step
+from sglang_vericache.rounds.policy import Candidate, RoundPlan, plan_ahead, plan_step
 
 HORIZON = 16
 
@@ -201,16 +201,16 @@ def test_a_batch_in_several_steps(share, seed):
 @pytest.mark.parametrize("seed", range(50))
 def test_who_is_away_only_drafts(seed, groups):
     """Property: nothing is read that is not there; who is away drafts up to its room and no
-    further, and who rotates is verified as soon as it is there with all it may have drafted."""
+    further, and who rotates is verified as soon as it is there with enough."""
     rng = random.Random(seed)
     who = []
     for i in range(rng.randint(1, 9)):
         room = rng.randint(0, HORIZON)
         drafted = rng.randint(0, room)
         full, rotates = rng.random() < 0.5, rng.random() < 0.6
-        who.append(
-            Candidate(i, rng.random() < 0.8, drafted, room, i % groups, full, rotates or not full)
-        )
+        one = Candidate(i, rng.random() < 0.8, drafted, room, i % groups, full, rotates or not full)
+        one.enough = rng.choice([1, 5, HORIZON, 1 << 30])
+        who.append(one)
     plan = plan_step(who, seed, HORIZON, groups, rng.choice([None, 0, 1, 3]))
     drafts, verified = dict(plan.draft), dict(plan.verify)
     for c in who:
@@ -220,9 +220,35 @@ def test_who_is_away_only_drafts(seed, groups):
             assert c.index not in plan.plain and c.index not in verified
             assert not c.drafts or c.room == c.drafted or drafts[c.index] > 0
         elif c.rotates and c.drafts and c.room:
-            assert (c.index in verified) == (drafted >= c.room)
+            enough = min(c.room, c.enough)
+            assert (c.index in verified) == (drafted >= enough)
+            assert drafted <= max(enough, c.drafted)
             assert c.index not in plan.plain
     assert all(tokens == who[i].drafted + drafts.get(i, 0) for i, tokens in plan.verify)
+
+
+def test_who_is_away_drafts_on_while_it_waits():
+    """Catches a link that is the limit and brings no more tokens a fetch than rounds have."""
+    here, away = (
+        Candidate(i, True, 15, 31, 0, full, True, enough=15) for i, full in ((0, 1), (1, 0))
+    )
+    short = Candidate(2, True, 13, 31, 0, True, True, enough=15)
+    plan = plan_step([here, away, short], 0, 15, 1, 4)
+    assert plan.verify == ((0, 15), (2, 15)) and plan.draft == ((1, 4), (2, 2))
+
+
+@pytest.mark.parametrize(
+    ("draft", "verify", "first", "behind"),
+    [
+        pytest.param(((0, 4),), (), ((0, 4),), (), id="nobody-verifies"),
+        pytest.param(((0, 4), (1, 2)), ((2, 15),), (), ((0, 4), (1, 2)), id="others-verify"),
+        pytest.param(((0, 4), (1, 2)), ((1, 15),), ((0, 4), (1, 2)), (), id="one-verifies-at-once"),
+    ],
+)
+def test_what_is_drafted_behind_a_verification(draft, verify, first, behind):
+    """Catches a device that waits for the host after a verification, and drafts that are verified
+    before they are made."""
+    assert RoundPlan((), draft, verify).drafts == (first, behind)
 
 
 def test_rotation_does_not_end_the_others_round():
