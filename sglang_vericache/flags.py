@@ -140,8 +140,8 @@ FLAGS: tuple[Flag, ...] = (
     _integer_flag(
         "vericache_horizon",
         "horizon",
-        "Tokens drafted before each verification (default 15); with offloading up to twice as many and "
-        "one, while the full KV is not on the GPU.",
+        "Tokens drafted before each verification (default 15); with offloading up to twice as many "
+        "and one, while the full KV is not on the GPU.",
     ),
     Flag(
         "vericache_horizon_policy",

@@ -10,12 +10,13 @@ import torch
 
 from sglang_vericache.loader.checksums import Checksums, Verdicts
 from sglang_vericache.loader.job import Job
-from sglang_vericache.loader.runs import Run, runs_of
+from sglang_vericache.loader.runs import Run, runs_of, starts_of
 from sglang_vericache.loader.staging import Staging
 
-# Starting a copy takes about 10 us, in which the link would carry half of this; and a few more
-# copies take no longer than the way by a buffer.
-STRETCH_BYTES, FEW_RUNS = 1 << 20, 4
+# More runs a layer go by way of the buffer. Each copy takes about 10 us to order, in which the link
+# would carry half a MiB; and of a thousand that are under way the driver makes every other thread
+# wait that wants to order anything, until some have arrived.
+FEW_RUNS = 4
 
 
 class PlainCopier:
@@ -33,6 +34,7 @@ class PlainCopier:
         checksums: Checksums | None = None,
     ) -> None:
         self._layers = list(zip(host, device, strict=True))
+        self._token_bytes = sum(layer[0].nbytes for layer in host)
         self._verdicts = None if checksums is None else Verdicts(checksums)
 
     def enter(self) -> None:
@@ -52,7 +54,7 @@ class PlainCopier:
         return True
 
     def bytes_of(self, job: Job) -> int:
-        return sum(source[0].nbytes for source, _ in self._layers) * job.tokens
+        return self._token_bytes * job.tokens
 
 
 def _event() -> Any:
@@ -77,6 +79,7 @@ class StreamCopier:
         checksums: Checksums | None = None,
     ) -> None:
         self._layers = list(zip(host, device, strict=True))
+        self._token_bytes = sum(layer[0].nbytes for layer in host)
         self._verdicts = None if checksums is None else Verdicts(checksums)
         self._device = device[0].device
         self._staging = Staging(host, device)
@@ -86,6 +89,7 @@ class StreamCopier:
         torch.cuda.set_device(self._device)
         self._stream: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._checks: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._asks: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def submit(self, jobs: Sequence[Job]) -> None:
         try:
@@ -99,15 +103,20 @@ class StreamCopier:
             raise
 
     def _submit(self, job: Job) -> None:
+        # On a stream of its own: ordered behind the copies before, this would keep the thread until
+        # they have arrived, and the link would rest while this one is prepared.
+        with torch.cuda.stream(self._asks):
+            for event in job.after[-1:]:
+                self._asks.wait_event(event)
+            device_slots = job.device_slots.cpu()
+        host_slots = job.host_slots.cpu()
         for event in job.after:
             self._stream.wait_event(event)
-        device_slots = job.device_slots.cpu()  # waits for this stream only
-        host_slots = job.host_slots.cpu()
         began = _event()
         began.record()
-        runs = runs_of(host_slots, device_slots)
-        if self._long(len(runs), job.tokens):
-            self._copy_runs(runs)
+        starts = starts_of(host_slots, device_slots)
+        if len(starts) <= FEW_RUNS:
+            self._copy_runs(runs_of(host_slots, device_slots, starts))
         else:
             self._staging.copy(host_slots, job.device_slots)
         copied = _event()
@@ -115,11 +124,6 @@ class StreamCopier:
         job.device_slots.record_stream(self._stream)
         self._copied[job.number] = (began, copied)
         job.arrived = self._check(job, copied)
-
-    def _long(self, runs: int, tokens: int) -> bool:
-        """Whether so many copies a layer are worth it."""
-        layer_bytes = tokens * self._layers[0][0][0].nbytes
-        return runs <= FEW_RUNS or runs * STRETCH_BYTES <= layer_bytes
 
     def _check(self, job: Job, copied: Any) -> Any:
         """Order the check; the event after which the rows may be read, and its outcome."""
@@ -150,4 +154,4 @@ class StreamCopier:
         return True
 
     def bytes_of(self, job: Job) -> int:
-        return sum(source[0].nbytes for source, _ in self._layers) * job.tokens
+        return self._token_bytes * job.tokens

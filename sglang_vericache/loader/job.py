@@ -29,7 +29,7 @@ class Job:
     Attributes:
         host_slots, device_slots: ``[n]`` int64 rows of the host pool and of the device pool.
         after: events that the copy waits for: what the device rows held before may still be
-            read up to there, and the slots themselves be computed.
+            read up to there; the last of them: the slots themselves are there.
         places: ``[n]`` ``host_slots`` on the device of the checksums; None copies unchecked.
         arrived: event that the bytes have arrived, set by the copier; None where copies are
             synchronous.

@@ -20,27 +20,33 @@ class Run:
     count: int
 
 
-def starts_of(*slots: torch.Tensor) -> list[int]:
+def starts_of(*slots: torch.Tensor) -> torch.Tensor:
     """Where runs begin that are consecutive in all of these.
 
     Args:
         slots: ``[n]`` int64 each, on the host.
+
+    Returns:
+        ``[r]`` int64: one tensor, because there may be as many runs as slots, and making objects
+        of them would keep Python's lock from the scheduler's thread for tens of milliseconds.
     """
-    count = slots[0].numel()
-    if count == 0:
-        return []
-    broken = torch.zeros(count - 1, dtype=torch.bool)
+    begins = torch.zeros(slots[0].numel(), dtype=torch.bool)
+    begins[:1] = True
     for each in slots:
-        broken |= each.diff() != 1
-    return [0, *(broken.nonzero().flatten() + 1).tolist()]
+        begins[1:] |= each.diff() != 1
+    return begins.nonzero().flatten()
 
 
-def runs_of(host_slots: torch.Tensor, device_slots: torch.Tensor) -> list[Run]:
-    """The fewest runs that copy every row.
+def runs_of(
+    host_slots: torch.Tensor, device_slots: torch.Tensor, starts: torch.Tensor
+) -> list[Run]:
+    """The runs that begin at ``starts``, for all slots.
 
     Args:
         host_slots, device_slots: ``[n]`` int64 on the host.
+        starts: of both (`starts_of`).
     """
-    edges = [*starts_of(host_slots, device_slots), host_slots.numel()]
-    hosts, devices = host_slots.tolist(), device_slots.tolist()
-    return [Run(hosts[a], devices[a], b - a) for a, b in itertools.pairwise(edges)]
+    edges = [*starts.tolist(), host_slots.numel()]
+    hosts, devices = host_slots[starts].tolist(), device_slots[starts].tolist()
+    counts = [b - a for a, b in itertools.pairwise(edges)]
+    return [Run(*run) for run in zip(hosts, devices, counts, strict=True)]

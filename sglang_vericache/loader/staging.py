@@ -69,8 +69,8 @@ class Staging:
     def _copy_part(self, host_slots: torch.Tensor, device_slots: torch.Tensor) -> None:
         count = host_slots.numel()
         starts = starts_of(host_slots)
-        edges = [*starts, count]
         together = len(starts) * LEAST_RUN <= count
+        edges = [*starts.tolist(), count] if together else []
         places = host_slots[starts].tolist() if together else []
         # One call orders the copies of several layers, for which Python's lock is taken once.
         at_once = self._rows // count if together else 1

@@ -57,7 +57,7 @@ class LoaderThread(threading.Thread):
     """
 
     def __init__(
-        self, channel: Channel, jobs: Mapping[int, Job], copier: Copier, batch: int = 4
+        self, channel: Channel, jobs: Mapping[int, Job], copier: Copier, batch: int = 2
     ) -> None:
         super().__init__(name="vericache-loader", daemon=True)
         self._channel, self._jobs, self._copier, self._batch = channel, jobs, copier, batch

@@ -20,7 +20,7 @@ from sglang_vericache.loader.messages import (
     Fetch,
     Heartbeat,
 )
-from sglang_vericache.loader.runs import Run, runs_of
+from sglang_vericache.loader.runs import Run, runs_of, starts_of
 
 
 @pytest.fixture
@@ -84,7 +84,8 @@ def test_runs_cover_every_row(seed):
         a, b = rng.randrange(100), rng.randrange(100)
         host += range(a, a + count)
         device += range(b, b + count)
-    runs = runs_of(torch.tensor(host, dtype=torch.int64), torch.tensor(device, dtype=torch.int64))
+    both = torch.tensor(host, dtype=torch.int64), torch.tensor(device, dtype=torch.int64)
+    runs = runs_of(*both, starts_of(*both))
     pairs = [(r.host + i, r.device + i) for r in runs for i in range(r.count)]
     assert pairs == list(zip(host, device, strict=True))
     for a, b in itertools.pairwise(runs):
@@ -92,7 +93,8 @@ def test_runs_cover_every_row(seed):
 
 
 def test_one_run_for_a_whole_path():
-    assert runs_of(slots(7, 100), slots(3, 100)) == [Run(7, 3, 100)]
+    both = slots(7, 100), slots(3, 100)
+    assert runs_of(*both, starts_of(*both)) == [Run(7, 3, 100)]
 
 
 # The thread
@@ -239,7 +241,7 @@ def test_a_busy_link_is_not_lost(pools):
     copier = Link(pools)
     loader = client(pools, copier, patience_s=0.05)
     jobs = [loader.fetch(slots(10 * n, 10), slots(20 * n, 10)) for n in range(9)]
-    wait_for(lambda: jobs[3].stage is Stage.COPYING)
+    wait_for(lambda: jobs[1].stage is Stage.COPYING)
     for _ in range(20):
         assert not loader.poll(0.01)
     assert loader.counters.late == 0 and jobs[8].stage is Stage.WAITING
