@@ -33,12 +33,12 @@ def latest(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
 
 def latest_table(rows: Sequence[Row]) -> str:
     lines = []
-    for name, metrics in latest(rows).items():
+    for metrics in latest(rows).values():
         if MAIN in metrics:
             lines.append(_line(metrics[MAIN], case_cell(metrics[MAIN]), metrics))
         else:
             for metric, row in metrics.items():
-                lines.append(_line(row, f"{name}, {metric.replace('_', ' ')}", {}))
+                lines.append(_line(row, f"{case_cell(row)}, {metric.replace('_', ' ')}", {}))
     if not lines:
         return "Nothing measured yet."
     return markdown(list(lines[0]), lines)

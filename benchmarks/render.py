@@ -1,7 +1,7 @@
 """Writes the tables of the documentation, and plots, out of the rows in benchmarks/results.
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``; NAME is a results file, or
-``latest`` for the latest row of each serving case.
+``latest`` for the latest row of each serving case, offloading included.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from benchmarks.tables import known_tables, table
 ROOT = Path(__file__).resolve().parent.parent
 PLOTS = Path(__file__).parent / "plots"
 LATEST = "latest"
+SERVING = ("serving", "offload")
 _OPEN, _CLOSE = re.compile(r"<!-- table: ([^ ]+) -->"), "<!-- /table -->"
 
 
@@ -46,7 +47,7 @@ def fill(text: str, rows_of: Callable[[str], Sequence[Row]], known: Sequence[str
         if end < 0 or (following and following.start() < end):
             raise RenderError(f"table {name} has no {_CLOSE}")
         if name == LATEST:
-            made = latest_table(rows_of("serving"))
+            made = latest_table([row for one in SERVING if one in known for row in rows_of(one)])
         elif name in known:
             made = table(name, rows_of(name))
         else:

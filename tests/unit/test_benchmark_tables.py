@@ -190,9 +190,11 @@ def test_the_latest_rows_of_a_case_are_one_line():
     whole = replace(newer, metric="fixed_set_rate", value=50.0)
     shape = replace(newer, case="8b-32k-x12", simulated_acceptance="trace")
     latency = replace(newer, case="smol-mix", metric="first_token_p99", unit="ms")
-    text = latest_table([newer, older, whole, shape, latency])
+    queue = replace(newer, case="x", metric="queue_rate", simulated_acceptance="trace")
+    text = latest_table([newer, older, whole, shape, latency, queue])
     lines = [line for line in text.splitlines() if "H" in line]
-    assert len(lines) == 3 and "H100" not in text
+    assert len(lines) == 4 and "H100" not in text
+    assert "x (simulated acceptance: trace), queue rate" in lines[3]
     assert "| 1.50 | 0.98 | 0.50 | - |" in lines[0]
     assert "simulated acceptance: trace" in lines[1] and "smol-mix, first token p99" in lines[2]
     assert latest_table([]) == "Nothing measured yet."
