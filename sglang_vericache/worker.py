@@ -17,7 +17,7 @@ from sglang_vericache.compressors.registry import create_scorer
 from sglang_vericache.config import AUTO, VeriCacheConfig
 from sglang_vericache.draft.backend import DraftAttentionBackend
 from sglang_vericache.draft.drafter import Drafter
-from sglang_vericache.draft.graphs import DraftGraphs
+from sglang_vericache.draft.graphs import DraftGraphs, draft_sizes
 from sglang_vericache.draft.query_capture import CaptureRange, QueryCapture
 from sglang_vericache.draft.rotary import ModelRotary
 from sglang_vericache.draft.step import DraftStep
@@ -142,7 +142,7 @@ class VeriCacheWorker(BaseSpecWorker):
         runner = self.model_runner.decode_cuda_graph_runner
         graphs = None
         if self.on_gpu and runner is not None:
-            graphs = DraftGraphs(self.draft_step, sorted(runner.capture_bs))
+            graphs = DraftGraphs(self.draft_step, draft_sizes(runner.capture_bs))
             graphs.capture()
             horizons = {*self.horizons, self.config.deepest} - {PLAIN}
             widths = [horizon + 1 for horizon in sorted(horizons)]
@@ -256,6 +256,8 @@ class VeriCacheWorker(BaseSpecWorker):
         verify = self.verifier.prepare(batch, work, pending, groups) if work else None
         if verify is None:
             emission.publish(plain, plain_steps)
+        else:
+            self.cascade.count(verify.groups)  # none where no captured shape fits
         first, behind = plan.drafts
         if first:
             account.drafted(first)

@@ -64,10 +64,12 @@ class Cascade:
         if not same:
             self._states = list(states)
             self._groups = self._find(reqs, states)
-        if self._groups:
-            self.passes += 1
-            self.saved_tokens += sum(group.saved_tokens for group in self._groups)
         return self._groups
+
+    def count(self, groups: Sequence[tuple[int, int]]) -> None:
+        """A verification reads these, (requests, shared tokens), together."""
+        self.passes += bool(groups)
+        self.saved_tokens += sum((members - 1) * tokens for members, tokens in groups)
 
     def describe(self) -> dict[str, int]:
         """For the info endpoint."""

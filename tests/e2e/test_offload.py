@@ -20,7 +20,7 @@ def run(reference: Reference, log: Path, flags, env=None):
         answers = client.run(reference.phases, reference.answers)
         status = settle(client)
     verdict = judge(reference.calls, reference.answers, answers)
-    print(f"\n{verdict.summary()}\n{status['offload']}")
+    print(f"\n{verdict.summary()}\n{status['offload']}\n{status['drafted']} in {status['rounds']}")
     return verdict, status
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sglang_vericache import graph_capture
-from sglang_vericache.draft.graphs import DraftGraphs
+from sglang_vericache.draft.graphs import DraftGraphs, draft_sizes
 from sglang_vericache.graph_capture import WARM_UPS, open_capture
 
 
@@ -110,3 +110,17 @@ def test_draft_steps_of_all_sizes(notes):
         )
     ]
     assert [graphs.size_for(n) for n in (1, 3, 4, 5)] == [1, 4, 4, None]
+
+
+@pytest.mark.parametrize("most", [1, 3, 8, 64, 160, 256, 300, 512])
+def test_sizes_of_draft_graphs(most):
+    """Against SGLang's own lists: those of a server without a speculative algorithm."""
+    from sglang.srt.arg_groups.cuda_graph_hook import generate_decode_cuda_graph_batch_sizes
+
+    def sizes(algorithm):
+        settings = SimpleNamespace(
+            disable_cuda_graph_padding=False, speculative_algorithm=algorithm
+        )
+        return generate_decode_cuda_graph_batch_sizes(settings, most)
+
+    assert draft_sizes(sizes("VERICACHE")) == sorted(sizes(None))

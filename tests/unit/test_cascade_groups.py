@@ -147,6 +147,8 @@ def test_paths_are_asked_for_once(tree):
     cascade, running = Cascade(tree.path_of, 1, least_saved_bytes=1000), states("a", "b")
     for _ in range(3):
         assert cascade.groups(["a", "b"], running) == [PrefixGroup((0, 1), 1000)]
+        cascade.count([(2, 1000)])
+    cascade.count([])
     assert tree.asked == ["a", "b", "a", "b"]
     assert cascade.describe() == {"passes": 3, "saved_tokens": 3000}
 
@@ -179,4 +181,3 @@ def test_little_is_not_worth_it(tree):
     assert cascade.groups(["a", "b"], states("a", "b")) == [PrefixGroup((0, 1), 1000)]
     cascade = Cascade(tree.path_of, token_bytes=10, least_saved_bytes=10_010)
     assert cascade.groups(["a", "b"], states("a", "b")) == []
-    assert cascade.describe() == {"passes": 0, "saved_tokens": 0}
