@@ -296,7 +296,8 @@ def costs_of(shape: Shape, card: Card, load: Load, capacity: int, draft: Draft) 
     round_s = draft.horizon * forward + verify + steps * STEP_S
     alone = (shape.weight_bytes + path) / card.memory_rate + FORWARD_S
     tokens = draft.yields
-    return Costs(fits, round_s, round_s / steps, alone, path / card.link_rate, tokens, tokens)
+    link_s, deep = path / card.link_rate, draft.tokens(draft.deepest)
+    return Costs(fits, round_s, round_s / steps, alone, link_s, tokens, tokens, deep)
 
 
 def pool_tokens(shape: Shape, card: Card, kept: float, fraction: float = 0.85) -> int:

@@ -15,8 +15,9 @@ from enum import Enum
 # verified while the next one arrives. It takes no more than this part of the pool then.
 STAGED_PATHS = 2
 STAGING_SHARE = 0.5
-# Rotation must promise this much more than keeping everything attached.
-MARGIN = 1.05
+# Rotation must promise this much more than keeping everything attached: that more requests draft,
+# and make rounds longer, is not foreseen.
+MARGIN = 1.15
 
 
 class Place(Enum):
@@ -211,7 +212,9 @@ class Costs:
         fetch_s: for the longest path to arrive.
         kept_tokens: that a verify of a request that stays brings; of one that stays in plain
             decoding, what a step brings.
-        fetched_tokens: that a verify of a rotating request brings, which drafts all it may.
+        fetched_tokens: that a verify of a rotating request brings which has drafted a horizon.
+        deep_tokens: the same of one that has drafted all it may, because it waited so long for the
+            link; None where nobody drafts more than a horizon.
     """
 
     fits: int
@@ -221,6 +224,7 @@ class Costs:
     fetch_s: float
     kept_tokens: float = 1.0
     fetched_tokens: float = 1.0
+    deep_tokens: float | None = None
 
     def rate(self, staged: int, running: int | None = None) -> float:
         """Tokens a second with room for so many paths in the staging share.
@@ -236,9 +240,17 @@ class Costs:
         round_s = self.round_s * step_s / max(self.step_s, 1e-6)
         verifies = min(1 / max(self.fetch_s, 1e-6), staged / (self.fetch_s + 2 * step_s))
         kept = max(self.fits - staged, 0)
+        rounds = math.inf  # that a rotating request has time for between two verifies
         if running is not None:
-            verifies = min(verifies, max(running - kept, 0) / round_s)
-        return kept * self.kept_tokens / round_s + verifies * self.fetched_tokens
+            rotating = max(running - kept, 0)
+            verifies = min(verifies, rotating / round_s)
+            rounds = rotating / verifies / round_s if verifies else 1.0
+        return kept * self.kept_tokens / round_s + verifies * self._tokens(rounds)
+
+    def _tokens(self, rounds: float) -> float:
+        """Of a verify after the time of so many rounds, in which up to two are drafted."""
+        deep = max(self.deep_tokens or 0.0, self.fetched_tokens)
+        return self.fetched_tokens + min(max(rounds - 1, 0), 1) * (deep - self.fetched_tokens)
 
     def staged(self, running: int | None = None) -> int:
         """Paths in the staging share with which that rate is best. Room for as many as keep the

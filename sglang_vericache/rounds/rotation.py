@@ -23,6 +23,7 @@ from sglang_vericache.loader.planner import (
     plan_moves,
 )
 from sglang_vericache.metrics import OffloadNumbers
+from sglang_vericache.rounds.agreement import expected_yields
 from sglang_vericache.rounds.draft_room import DraftRoom
 from sglang_vericache.rounds.pace import Choice
 from sglang_vericache.rounds.policy import RoundPlan
@@ -151,7 +152,7 @@ class Rotation:
             for seat, (_, state, length) in zip(seats, live, strict=True)
         ]
         memory = Memory(self.free, reserve)
-        costs = self._costs(runners, memory)
+        costs = self._costs(runners, memory, [state for _, state, _ in live])
         self._pays = costs is None or costs.pays
         self._share = None if costs is None else costs.share
         memory = replace(memory, wanted=self._wanted if self._pays else 0)
@@ -256,7 +257,9 @@ class Rotation:
         attached = seat.place is Place.ATTACHED
         return state.rotates and attached and private >= self.push_tokens
 
-    def _costs(self, runners: Sequence[Runner], memory: Memory) -> Costs | None:
+    def _costs(
+        self, runners: Sequence[Runner], memory: Memory, states: Sequence[RequestState]
+    ) -> Costs | None:
         """What is known of rotation, if anybody asks."""
         watch = self.watch
         if watch is None or watch.round_s is None or not runners:
@@ -264,6 +267,8 @@ class Rotation:
         copies = self.residency.loader.counters
         rate = copies.tokens / copies.seconds if copies.seconds > 0 else watch.link_rate
         longest = max(max(runner.tokens for runner in runners), 1)
+        known = [(s.agreement.value, s.deepest) for s in states if s.agreement.shown]
+        deep = [float(expected_yields(value, deepest)) for value, deepest in known]
         return Costs(
             how_many_fit(runners, memory),
             watch.round_s,
@@ -272,6 +277,7 @@ class Rotation:
             longest / rate,
             watch.round_tokens or 1.0,
             watch.whole_tokens,
+            sum(deep) / len(deep) if deep else None,
         )
 
     @property

@@ -27,6 +27,7 @@ class Verdict:
     near_ties: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     rounds: int = 0
+    drafted: int = 0
     accepted: int = 0
     round_tokens: int = 0
     tokens: int = 0
@@ -94,6 +95,7 @@ def _check_drafting(call: Call, answer: Answer, verdict: Verdict) -> None:
     if call.expect == DRAFTS:
         round_tokens = info["accepted"] + info["rounds"]
         verdict.rounds += info["rounds"]
+        verdict.drafted += info["drafted"]
         verdict.accepted += info["accepted"]
         verdict.round_tokens += round_tokens
         verdict.tokens += round_tokens + sum(info["plain"].values())

@@ -17,6 +17,7 @@ from sglang_vericache.config import VeriCacheConfig  # noqa: E402
 from sglang_vericache.loader.planner import Place  # noqa: E402
 from sglang_vericache.metrics import SpanCounters  # noqa: E402
 from sglang_vericache.pool.allocator import SlotAllocator  # noqa: E402
+from sglang_vericache.rounds.agreement import Agreement  # noqa: E402
 from sglang_vericache.rounds.draft_room import DraftRoom  # noqa: E402
 from sglang_vericache.rounds.policy import RoundPlan  # noqa: E402
 from sglang_vericache.rounds.rotation import Rotation  # noqa: E402
@@ -135,6 +136,8 @@ class Scheduler:
                 released=False,
                 rid=req.rid,
                 horizon=WIDTH - 1,
+                deepest=WIDTH - 1,
+                agreement=Agreement(),
             )
             if self.rng.random() >= self.plain:
                 self.drafting.add(req.rid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -132,6 +133,19 @@ def test_steps_that_the_link_need_not_wait_for(fits, fetch_s, share):
     """Catches steps so long that every path in the staging share waits for one to end."""
     costs = Costs(fits, round_s=0.4, step_s=0.06, forward_s=0.013, fetch_s=fetch_s)
     assert costs.share == share
+
+
+def test_who_waits_for_the_link_brings_more():
+    """Catches a rotation that is refused, or room for paths that is not given, because a fetch is
+    taken to bring a horizon's tokens however long one waits for it."""
+    rates = {"step_s": 0.06, "forward_s": 0.013, "fetch_s": 0.107}
+    costs = Costs(5, 0.243, **rates, kept_tokens=13.0, fetched_tokens=13.0)
+    deep = replace(costs, deep_tokens=21.5)
+    assert not costs.pays and deep.pays
+    assert deep.rate(1) > costs.rate(1)
+    # Nobody waits: every one is verified once a round.
+    assert deep.rate(1, 5) == costs.rate(1, 5)
+    assert costs.rate(1, 16) < deep.rate(1, 16) <= deep.rate(1)
 
 
 def test_tokens_of_longer_rounds():
