@@ -173,7 +173,10 @@ def _paper(text: str) -> str:
 
 
 # Of cases whose requests all run at once.
-SPEEDS = ("decode_rate", "fixed_set_rate", "closed_loop_rate")
+SPEEDS = (
+    *("decode_rate", "fixed_set_rate", "closed_loop_rate"),
+    *("queue_rate", "queue_rate_of_attached"),
+)
 
 
 def speed() -> str:
