@@ -154,7 +154,6 @@ class Rotation:
         memory = Memory(self.free, reserve)
         costs = self._costs(runners, memory, [state for _, state, _ in live])
         self._pays = costs is None or costs.pays
-        self._share = None if costs is None else costs.share
         memory = replace(memory, wanted=self._wanted if self._pays else 0)
         # More requests come where the next one has asked for room.
         running = None if memory.wanted else len(runners)
@@ -162,6 +161,7 @@ class Rotation:
         self._wanted = 0
         alive = self.residency.loader.alive
         moves = plan_moves(runners, memory, alive, staged)
+        self._share = costs.share if costs is not None and moves.rotating else None
         by_rid = {seat.req.rid: seat for seat in seats}
         all_went = True
         for rid in moves.detach:

@@ -19,6 +19,7 @@ from sglang_vericache.metrics import SpanCounters  # noqa: E402
 from sglang_vericache.pool.allocator import SlotAllocator  # noqa: E402
 from sglang_vericache.rounds.agreement import Agreement  # noqa: E402
 from sglang_vericache.rounds.draft_room import DraftRoom  # noqa: E402
+from sglang_vericache.rounds.pace import Choice  # noqa: E402
 from sglang_vericache.rounds.policy import RoundPlan  # noqa: E402
 from sglang_vericache.rounds.rotation import Rotation  # noqa: E402
 from sglang_vericache.rounds.step_watch import StepWatch  # noqa: E402
@@ -284,11 +285,20 @@ class Foreseen(StepWatch):
 
 @pytest.mark.parametrize("pays", [True, False])
 def test_rotation_has_to_pay(pays):
-    """Catches rotation for the waiting queue where it is slower than letting it wait."""
+    """Catches rotation for the waiting queue where it is slower than letting it wait, and steps
+    that are short for a link that brings nothing."""
     world = World(device=550, host=6_000)
     scheduler = Scheduler(world, watch=Foreseen(round_s=2.0 if pays else 0.02))
     scheduler.waiting = [(t, 40) for t in texts(8, 16, 90, 130, 0.0)]
-    scheduler.run(20_000)
+    shortened = set()
+
+    def look(step: int) -> None:
+        share = scheduler.rotation.paced(Choice(WIDTH - 1, True, WIDTH - 1)).share
+        if share < WIDTH - 1:
+            shortened.add(any(state.rotates for state in scheduler.states.values()))
+
+    scheduler.run(20_000, look)
+    assert shortened == ({True} if pays else set())
     assert (scheduler.most_together > 3) == pays
     assert (scheduler.rotation.numbers().detachments > 0) == pays
     finish(world, scheduler, 16)
