@@ -67,7 +67,7 @@ def run(
         draft = Draft(horizon, tokens_per_round, kept)
         _check(load, draft, pool)
         capacity = pool or pool_tokens(shape, card, kept)
-        if capacity < context + output + 2 * (horizon + 1):
+        if capacity < context + output + 2 * (draft.deepest + 1):
             raise VeriCacheConfigError(
                 f"--context {context} does not fit: beside the weights this card has room for "
                 f"{capacity} tokens. Give a smaller context, or a larger --gpu or --pool."

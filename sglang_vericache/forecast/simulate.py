@@ -168,7 +168,9 @@ def simulate_offload(shape: Shape, card: Card, load: Load, capacity: int, draft:
 def _simulate(
     shape: Shape, card: Card, load: Load, capacity: int, draft: Draft | None, offload: bool
 ) -> Outcome:
-    width = 1 if draft is None else draft.horizon + 1
+    width = 1
+    if draft is not None:
+        width += draft.deepest if offload else draft.horizon
     private = load.output + 2 * width
     waiting = deque(_Request(n, load.path_of(n), load.output) for n in range(load.requests))
     running: list[_Request] = []

@@ -97,6 +97,8 @@ class StreamCopier:
                 for job in jobs:
                     self._submit(job)
         except Exception:
+            for job in jobs:
+                self._copied.pop(job.number, None)
             self._stream.synchronize()  # nothing may write after we say that it failed
             self._staging.synchronize()
             self._checks.synchronize()
@@ -142,7 +144,8 @@ class StreamCopier:
         """In one call, which takes Python's lock once: the scheduler's thread holds it a lot."""
         to = [t[run.device : run.device + run.count] for _, t in self._layers for run in runs]
         of = [s[run.host : run.host + run.count] for s, _ in self._layers for run in runs]
-        torch._foreach_copy_(to, of, non_blocking=True)
+        if to:
+            torch._foreach_copy_(to, of, non_blocking=True)
 
     def arrived(self, job: Job) -> bool:
         if not job.arrived.query():

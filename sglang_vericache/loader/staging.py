@@ -41,8 +41,10 @@ class Staging:
         self._rows = max(size_bytes // row_bytes, 1)
         shape = (self._rows * row_bytes,)
         on_gpu = place.type == "cuda"
+        # A kernel moves a number each, so they are as wide as every row allows.
+        wide = all(layer[0].nbytes % 8 == 0 for layer in device)
         # While one is read the next layer's rows are put into the other.
-        self._there = [_Arrivals(shape, place) for _ in range(2)]
+        self._there = [_Arrivals(shape, place, wide) for _ in range(2)]
         self._here = [_PinnedRows(shape, on_gpu) for _ in range(2)]
         self._turn = 0
         self._spreading: Any = torch.cuda.Stream(place) if on_gpu else None  # type: ignore[no-untyped-call]
@@ -91,9 +93,14 @@ class Staging:
 
 
 class _Arrivals:
-    """A buffer on the device."""
+    """A buffer on the device.
 
-    def __init__(self, shape: tuple[int, ...], place: torch.device) -> None:
+    Args:
+        wide: rows are put into their slots eight bytes at a time.
+    """
+
+    def __init__(self, shape: tuple[int, ...], place: torch.device, wide: bool) -> None:
+        self._wide = wide
         self._bytes = torch.empty(shape, dtype=torch.uint8, device=place)
         self._filled: Any = None
         self._read: Any = None
@@ -126,16 +133,14 @@ class _Arrivals:
             if self._filled is not None:
                 self._filled.wait()
             for arrived, target in zip(rows, targets, strict=True):
-                _flat(target).index_copy_(0, slots, _flat(arrived))
+                self._flat(target).index_copy_(0, slots, self._flat(arrived))
             if self._read is not None:
                 self._read.record()
 
-
-def _flat(rows: torch.Tensor) -> torch.Tensor:
-    """``[n, ...]`` as ``[n, m]`` of the widest numbers that a row is made of: a kernel moves one
-    each."""
-    flat = rows.view(rows.shape[0], -1)
-    return flat.view(torch.int64) if flat[0].nbytes % 8 == 0 else flat
+    def _flat(self, rows: torch.Tensor) -> torch.Tensor:
+        """``[n, ...]`` as ``[n, m]``."""
+        flat = rows.view(rows.shape[0], -1)
+        return flat.view(torch.int64) if self._wide else flat
 
 
 class _PinnedRows:

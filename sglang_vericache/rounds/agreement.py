@@ -7,7 +7,7 @@ within 5 % at every horizon, although agreement comes in clumps (tests/unit/test
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,3 +87,9 @@ class Agreement:
 def expected_yields(agreements: Any, horizon: int) -> Any:
     """Tokens of a round that drafts ``horizon``, for each of an array of agreements."""
     return (1 - np.power(agreements, horizon + 1)) / (1 - agreements)
+
+
+def mean_yields(drafts: Iterable[tuple[float, int]]) -> float | None:
+    """Tokens of a round with so much agreement and so many drafted tokens; None of none."""
+    yields = [float(expected_yields(agreement, drafted)) for agreement, drafted in drafts]
+    return sum(yields) / len(yields) if yields else None

@@ -23,7 +23,7 @@ from sglang_vericache.loader.planner import (
     plan_moves,
 )
 from sglang_vericache.metrics import OffloadNumbers
-from sglang_vericache.rounds.agreement import expected_yields
+from sglang_vericache.rounds.agreement import mean_yields
 from sglang_vericache.rounds.draft_room import DraftRoom
 from sglang_vericache.rounds.pace import Choice
 from sglang_vericache.rounds.policy import RoundPlan
@@ -267,8 +267,9 @@ class Rotation:
         copies = self.residency.loader.counters
         rate = copies.tokens / copies.seconds if copies.seconds > 0 else watch.link_rate
         longest = max(max(runner.tokens for runner in runners), 1)
-        known = [(s.agreement.value, s.deepest) for s in states if s.agreement.shown]
-        deep = [float(expected_yields(value, deepest)) for value, deepest in known]
+        known = [s for s in states if s.agreement.shown]
+        whole = mean_yields((s.agreement.value, s.horizon) for s in known)
+        deep = mean_yields((s.agreement.value, s.deepest) for s in known)
         return Costs(
             how_many_fit(runners, memory),
             watch.round_s,
@@ -276,8 +277,8 @@ class Rotation:
             watch.forward_s,
             longest / rate,
             watch.round_tokens or 1.0,
-            watch.whole_tokens,
-            sum(deep) / len(deep) if deep else None,
+            watch.whole_tokens if whole is None else whole,
+            deep,
         )
 
     @property

@@ -200,7 +200,8 @@ class Residency:
     def settle_arrived(self, timeout_s: float = 0.0) -> None:
         """What has arrived need not be kept by its load any longer."""
         wanted = {job.number for seat in self._seats.values() for job in seat.jobs}
-        self._loads.settle_arrived(timeout_s, wanted)
+        with self._ledger():  # what nobody wants gives its slots back
+            self._loads.settle_arrived(timeout_s, wanted)
 
     def push(self, seat: Seat) -> None:
         """Give what a request has generated to the tree, so that it can leave the device as well.

@@ -9,7 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sglang_vericache.rounds.agreement import Agreement, SharedAgreement, expected_yields
+from sglang_vericache.rounds.agreement import (
+    Agreement,
+    SharedAgreement,
+    expected_yields,
+    mean_yields,
+)
 from sglang_vericache.rounds.batch import Batch
 
 RECORDED = Path(__file__).parents[2] / "benchmarks" / "replay" / "run-lengths.json"
@@ -108,3 +113,8 @@ def test_an_agreement_never_reaches_one():
     for _ in range(1000):
         agreement.add(16, 16)
     assert 15 < expected_yields(agreement.value, 16) < 17
+
+
+def test_mean_yields():
+    found = mean_yields([(0.5, 1), (0.5, 2)])
+    assert found == pytest.approx((1.5 + 1.75) / 2) and mean_yields([]) is None

@@ -138,7 +138,7 @@ def test_steps_that_the_link_need_not_wait_for(fits, fetch_s, share):
 def test_who_waits_for_the_link_brings_more():
     """Catches a rotation that is refused, or room for paths that is not given, because a fetch is
     taken to bring a horizon's tokens however long one waits for it."""
-    rates = {"step_s": 0.06, "forward_s": 0.013, "fetch_s": 0.107}
+    rates = {"step_s": 0.06, "forward_s": 0.013, "fetch_s": 0.09}
     costs = Costs(5, 0.243, **rates, kept_tokens=13.0, fetched_tokens=13.0)
     deep = replace(costs, deep_tokens=21.5)
     assert not costs.pays and deep.pays
