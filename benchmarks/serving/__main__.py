@@ -1,4 +1,5 @@
-"""``python -m sglang_vericache bench``: unmodified SGLang and vericache, one after the other.
+"""``python -m sglang_vericache bench``: unmodified SGLang and vericache, one after the other, or by
+turns.
 
 Both get the same requests on the same machine. What each server found is saved as soon as a case
 is done, so a comparison may be split over several calls with the same --out.
@@ -10,6 +11,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,9 +31,11 @@ from benchmarks.serving.side import (
     check_order,
     common_flags,
     default_model,
+    next_number,
     read_runs,
 )
 from benchmarks.serving.traffic import CAPACITY_REQUESTS
+from benchmarks.serving.turns import Turns
 from sglang_vericache.demo.model import default_cache_dir
 
 OURS = "--enable-vericache --vericache-draft-dtype int4"
@@ -94,6 +98,13 @@ def parser() -> argparse.ArgumentParser:
         help="that wait at once to find what the unmodified server can take (default: %(default)s)",
     )
     add("--traffic-seconds", type=float, default=15.0, help="of each run of arrivals (default: 15)")
+    add(
+        *("--together",),
+        action="store_true",
+        help="start all servers at once, and measure each case on one after the other: the device "
+        "needs room for all of them (--max-total-tokens in --plain and --ours, where the cases do "
+        "not size the pools)",
+    )
     add("--rescore", action="store_true", help="plain servers rescore what ours answered before")
     add("--replay", default=registry.REPLAY, help="run lengths for models without weights")
     add("--no-rows", action="store_true", help="figures only, nothing into benchmarks/results")
@@ -201,12 +212,45 @@ def _measure(
         rescores=arguments.rescore,
     )
     check_order(sides, cases, options)
+    if arguments.together:
+        return _measure_together(sides, cases, options)
     failed = 0
     for side in sides:
         run = SideRun(side, options)
         failed += bool(run.measure(cases))
         print(f"{side.name}: {run.path}", flush=True)
     return min(failed, 1)
+
+
+def _measure_together(
+    sides: Sequence[Side], cases: Sequence[registry.Case], options: Options
+) -> int:
+    """A thread for each side; ends when all have. 1 when a case failed."""
+    names = [side.name for side in sides]
+    if len(set(names)) < len(names):
+        raise SideError("--together: a side can take part once")
+    turns, first = Turns(names), next_number(options.folder)
+    runs = [SideRun(side, options, first + i, turns) for i, side in enumerate(sides)]
+
+    def measure(run: SideRun) -> dict[str, str]:
+        try:
+            return run.measure(cases)
+        finally:
+            turns.leave(run.side.name)
+
+    with ThreadPoolExecutor(len(runs)) as pool:
+        found = [pool.submit(measure, run) for run in runs]
+        try:
+            wait(found)
+        except BaseException:  # an interruption: no server outlives this command
+            for run in runs:  # before the others' turns come
+                run.stopped = True
+            for run in runs:
+                run.stop()
+            raise
+    for run in runs:
+        print(f"{run.side.name}: {run.path}", flush=True)
+    return int(any([future.result() for future in found]))
 
 
 def _take(source: Path, target: Path, model: str) -> None:

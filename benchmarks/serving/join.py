@@ -16,7 +16,7 @@ from benchmarks.serving.pools import pool_note
 from benchmarks.serving.queue_notes import median_queue_run, queue_notes, queue_rates
 from benchmarks.serving.rates import ALL_RUN, CLOSED, WHOLE, Basis, Record, basis_of
 from benchmarks.serving.side import read_runs
-from benchmarks.serving.wording import spread
+from benchmarks.serving.wording import servers, spread
 
 
 @dataclass
@@ -53,8 +53,13 @@ class Measured:
 
     @property
     def starts_s(self) -> list[float]:
-        """Without those that were the first on a machine: they compile kernels for the others."""
-        return [r["start_s"] for r in self.records.values() if not r["first_start"]]
+        """Without those that were the first on a machine, which compile kernels for the others,
+        and those that shared it with others that started."""
+        return [
+            r["start_s"]
+            for r in self.records.values()
+            if not r["first_start"] and not r.get("together")
+        ]
 
 
 class Comparison:
@@ -62,12 +67,14 @@ class Comparison:
 
     Attributes:
         order: names of the sides as their servers ran.
+        together: some of them ran at the same time.
         failures: cases without figures, and why.
     """
 
     def __init__(self, folder: Path) -> None:
         sides: dict[tuple[str, ...], Measured] = {}
         self.order: list[str] = []
+        self.together = False
         self.failures: list[str] = []
         for i, (path, record) in enumerate(read_runs(folder)):
             record.setdefault("first_start", i == 0)  # older ones do not say
@@ -77,6 +84,7 @@ class Comparison:
             key += (record["commit"],) if name.startswith("ours") else ()
             sides.setdefault(key, Measured(name)).records[path.name] = record
             self.order.append(name)
+            self.together |= record.get("together", False)
             self.failures += [f"{name}: {case}: {why}" for case, why in record["failed"].items()]
         self.plain = [side for side in sides.values() if side.name.startswith("plain")]
         self.ours = [side for side in sides.values() if side.name.startswith("ours")]
@@ -140,7 +148,7 @@ class Comparison:
             f"{mine['requests']} x {mine['context']} + {mine['tokens']} tokens, greedy, prefixes "
             f"cached; {basis.told(mine)}",
             f"{len(rates)} {basis.unit} {spread(rates)}, baseline {len(baseline)} {basis.unit} "
-            f"{spread(baseline)}; servers one after the other: {', '.join(self.order)}",
+            f"{spread(baseline)}; {servers(self.order, self.together)}",
             *self._baseline_note(best, plains, case, basis),
             *_machines(ours, best),
             *decode_notes(basis, ours.of(case), best.of(case)),
@@ -189,8 +197,8 @@ class Comparison:
         rate, count = mine[0]["rate"], mine[0]["requests"]
         note = (
             f"sglang.bench_serving random-ids, {count} Poisson arrivals at {rate:.1f} a second "
-            f"of {mine[0]['capacity']:.1f} that the unmodified server can take; servers one after "
-            f"the other: {', '.join(self.order)}"
+            f"of {mine[0]['capacity']:.1f} that the unmodified server can take; "
+            f"{servers(self.order, self.together)}"
         )
         for metric, unit, key in (
             ("output_throughput", "tokens/s", "output_throughput"),
@@ -232,7 +240,9 @@ class Comparison:
         mine, theirs = ours.of(case), other.of(case)
         rates, baseline = queue_rates(mine), queue_rates(theirs)
         per_round = median_queue_run(mine[-1])["tokens_per_round"]
-        notes = queue_notes(mine[-1], theirs[-1], rates, baseline, self.order)
+        notes = queue_notes(
+            mine[-1], theirs[-1], rates, baseline, servers(self.order, self.together)
+        )
         pools = filter(None, [pool_note(ours.last["flags"], other.last["flags"])])
         return "offload.jsonl", self._rate_row(
             *(case, ours, metric, rates, baseline, per_round, (*pools, *notes))

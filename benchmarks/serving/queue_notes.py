@@ -28,7 +28,7 @@ def queue_notes(
     theirs: Record,
     rates: Sequence[float],
     baseline: Sequence[float],
-    order: Sequence[str],
+    servers: str,
 ) -> Iterator[str]:
     one, other = median_queue_run(mine), median_queue_run(theirs)
     at_once, level = best_level(theirs)
@@ -39,8 +39,7 @@ def queue_notes(
     )
     yield (
         f"{len(rates)} runs {spread(rates)}, baseline {len(baseline)} runs {spread(baseline)}, "
-        f"best with {at_once} sent at a time{_others(theirs, at_once)}; servers one after the "
-        f"other: {', '.join(order)}"
+        f"best with {at_once} sent at a time{_others(theirs, at_once)}; {servers}"
     )
     first = best_level(mine)[1]["first_whole"]
     yield (

@@ -133,6 +133,11 @@ class ServingServer:
         self._process.wait(STOP_TIMEOUT_S)
 
     @property
+    def started(self) -> bool:
+        """Whether there is a process, whatever it does."""
+        return hasattr(self, "_process")
+
+    @property
     def alive(self) -> bool:
         return self._process.poll() is None
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import cache
@@ -27,6 +28,7 @@ from benchmarks.serving.rescore import MARGIN, rescore
 from benchmarks.serving.selection import read_selections
 from benchmarks.serving.server import ServingServer, on_cpu
 from benchmarks.serving.traffic import CAPACITY_REQUESTS, Traffic
+from benchmarks.serving.turns import Turns
 
 RATES = "rates.json"
 # The first server on a machine compiles kernels that the later ones find.
@@ -92,13 +94,28 @@ class Options:
 class SideRun:
     """Measures cases on one side.
 
+    Args:
+        number: of the run; None for the next one in the folder.
+        turns: with the sides whose servers are up at the same time; None where there are none.
+
     Attributes:
         path: of the figures.
+        stopped: no further case is to be measured.
     """
 
-    def __init__(self, side: Side, options: Options) -> None:
+    def __init__(
+        self,
+        side: Side,
+        options: Options,
+        number: int | None = None,
+        turns: Turns | None = None,
+    ) -> None:
         self.side, self.options, self.folder = side, options, options.folder
-        self.path = self.folder / f"run-{next_number(self.folder):02d}-{side.name}.json"
+        number = next_number(self.folder) if number is None else number
+        self.path = self.folder / f"run-{number:02d}-{side.name}.json"
+        self._turns = turns
+        self._server: ServingServer | None = None
+        self.stopped = False
         self.model = options.model
         if options.shape is not None:
             folder = self.folder / f"shape-{options.shape}"
@@ -129,12 +146,13 @@ class SideRun:
             "command": rows.command(),
             "sglang": version("sglang"),
             "date": date.today().isoformat(),
+            "together": self._turns is not None,
             "cases": {},
             "failed": {},
         }
         log = self.path.with_suffix(".log")
         replay = options.replay if simulated else None
-        server = ServingServer(self.model, log, flags, side.plugin, replay)
+        self._server = server = ServingServer(self.model, log, flags, side.plugin, replay)
         decoded = [case for case in cases if case.arrivals is None]
         try:
             with (
@@ -151,10 +169,12 @@ class SideRun:
                     progress.begin(SERVER, "prompts")
                     self._prompts.wait()
                     for case in cases:
-                        if server.alive:
-                            self._attempt(server, traffic, case, record, progress)
-                        else:
-                            record["failed"][case.name] = "not measured: the server had ended"
+                        progress.begin(SERVER, "waiting")
+                        with self._turn():
+                            if server.alive and not self.stopped:
+                                self._attempt(server, traffic, case, record, progress)
+                            else:
+                                record["failed"][case.name] = "not measured: the server had ended"
                         progress.case_done()
                     progress.begin(SERVER, "stop")
         finally:
@@ -162,6 +182,14 @@ class SideRun:
             if record["cases"] or record["failed"]:
                 self._save(record)
         return record["failed"]
+
+    def _turn(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._turns is None else self._turns.turn(self.side.name)
+
+    def stop(self) -> None:
+        """From another thread: what is being measured fails."""
+        if self._server is not None and self._server.started:
+            self._server.stop()
 
     def _attempt(
         self,

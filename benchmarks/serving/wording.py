@@ -10,6 +10,16 @@ def spread(values: Sequence[float]) -> str:
     return f"({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
+def servers(order: Sequence[str], together: bool) -> str:
+    """How those of a comparison stood to each other.
+
+    Args:
+        order: names of the sides as their servers ran, or as they took turns.
+    """
+    how = "up at once, each case by turns" if together else "one after the other"
+    return f"servers {how}: {', '.join(order)}"
+
+
 def milliseconds(seconds: Sequence[float] | None) -> str:
     """Percentiles, or a dash where there are none."""
     return "-" if seconds is None else "/".join(f"{1000 * s:.1f}" for s in seconds)

@@ -114,6 +114,36 @@ def test_a_comparison_in_two_calls(tmp_path, capsys):
     assert "7 windows" in looped.note and "2 runs" in lone.note
 
 
+def test_servers_that_are_up_at_once(tmp_path, stand_ins):
+    """Catches figures of one in the place of the other's, and a note that says otherwise."""
+    assert bench(tmp_path, *CASES, "--order", "plain,ours", "--together") == 0
+    known = [record(tmp_path, name) for name in ("run-00-plain.json", "run-01-ours.json")]
+    assert [list(r["cases"]) for r in known] == [["mine", "one"]] * 2
+    assert len(stand_ins) == 2 and all("waiting" in r["spent_s"]["server"] for r in known)
+    found = rows.read("serving.jsonl")
+    assert {row.case for row in found} == {"mine", "one"}  # no row of how long they took to start
+    assert all("servers up at once, each case by turns: plain, ours" in row.note for row in found)
+
+
+def test_an_interruption_of_both(tmp_path, stand_ins, monkeypatch):
+    """Catches a server that outlives the command, and a command that waits for it."""
+    measure = side.measure
+
+    def interrupted(server, case, prompts, repeats, *more):
+        if case.name == "one":
+            repeats = 500
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        return measure(server, case, prompts, repeats, *more)
+
+    monkeypatch.setattr(side, "measure", interrupted)
+    began = time.perf_counter()
+    with pytest.raises(SystemExit) as end:
+        bench(tmp_path, *CASES, "--order", "plain,ours", "--together", "--no-rows")
+    assert end.value.code == 128 + signal.SIGTERM and time.perf_counter() - began < 60
+    assert len(stand_ins) == 2 and not any(stand.alive for stand in stand_ins)
+    assert "mine" in record(tmp_path, "run-00-plain.json")["cases"]
+
+
 def test_an_interruption(tmp_path, stand_ins, capsys, monkeypatch):
     """Catches a server that goes on, and figures that cannot be joined afterwards."""
     assert bench(tmp_path, *CASES, "--order", "plain", "--no-rows") == 0
