@@ -172,11 +172,9 @@ def _paper(text: str) -> str:
     return re.sub(r"arXiv (\S+)", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
 
 
-# Of cases whose requests all run at once.
-SPEEDS = (
-    *("decode_rate", "fixed_set_rate", "closed_loop_rate"),
-    *("queue_rate", "queue_rate_of_attached"),
-)
+# Of requests that all run at once, and of queues.
+ALL_RUN = ("decode_rate", "fixed_set_rate", "closed_loop_rate")
+SPEEDS = (*ALL_RUN, "queue_rate", "queue_rate_of_attached")
 
 
 def speed() -> str:

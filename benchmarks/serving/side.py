@@ -169,8 +169,7 @@ class SideRun:
                     progress.begin(SERVER, "prompts")
                     self._prompts.wait()
                     for case in cases:
-                        progress.begin(SERVER, "waiting")
-                        with self._turn():
+                        with self._turn(progress):
                             if server.alive and not self.stopped:
                                 self._attempt(server, traffic, case, record, progress)
                             else:
@@ -183,8 +182,11 @@ class SideRun:
                 self._save(record)
         return record["failed"]
 
-    def _turn(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._turns is None else self._turns.turn(self.side.name)
+    def _turn(self, progress: Progress) -> AbstractContextManager[None]:
+        if self._turns is None:
+            return nullcontext()
+        progress.begin(SERVER, "waiting")
+        return self._turns.turn(self.side.name)
 
     def stop(self) -> None:
         """From another thread: what is being measured fails."""

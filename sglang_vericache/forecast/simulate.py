@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from sglang_vericache.config import AUTO, VeriCacheConfig
 from sglang_vericache.forecast.hardware import Card
@@ -24,6 +25,7 @@ from sglang_vericache.loader.planner import (
     keeps_paths_together,
     plan_moves,
 )
+from sglang_vericache.rounds.agreement import expected_yields
 
 # Beside reading bytes, each forward and each scheduler step takes this long.
 FORWARD_S, STEP_S = 0.4e-3, 1.5e-3
@@ -75,16 +77,21 @@ class Draft:
         """Tokens that a request drafts while it waits for its full KV."""
         return VeriCacheConfig(horizon=self.horizon, offload=AUTO).deepest
 
-    def tokens(self, drafted: int) -> float:
-        """That a round of so many drafted tokens brings, where each stands with the same chance."""
-        low, high = 0.0, 1.0
+    @cached_property
+    def agreement(self) -> float:
+        """The chance of each drafted token with which a horizon brings ``yields``."""
+        low, high = 0.0, 1 - 1e-9
         for _ in range(30):
             chance = (low + high) / 2
-            if _round_tokens(chance, self.horizon) < self.yields:
+            if expected_yields(chance, self.horizon) < self.yields:
                 low = chance
             else:
                 high = chance
-        return _round_tokens(high, drafted)
+        return high
+
+    def tokens(self, drafted: int) -> float:
+        """That a round of so many drafted tokens brings."""
+        return float(expected_yields(self.agreement, drafted))
 
 
 @dataclass(frozen=True)
@@ -140,10 +147,6 @@ class _Pool:
             if node not in locked:
                 used -= self.resident.pop(node)
         return missing
-
-
-def _round_tokens(chance: float, drafted: int) -> float:
-    return sum(chance**n for n in range(drafted + 1))
 
 
 def simulate_plain(shape: Shape, card: Card, load: Load, capacity: int) -> Outcome:

@@ -107,12 +107,8 @@ def plan_step(
         away = candidate.rotates or not candidate.full
         most = max(share, 1) if candidate.rotates else share
         enough = min(candidate.room, candidate.enough)
-        if away and candidate.full and candidate.drafted >= enough:
-            rotating.append((candidate.index, candidate.drafted))
-            continue
-        count = min(
-            most, (enough if away and candidate.full else candidate.room) - candidate.drafted
-        )
+        limit = enough if away and candidate.full else candidate.room
+        count = min(most, limit - candidate.drafted)
         if count > 0:
             draft.append((candidate.index, count))
         if away:

@@ -9,17 +9,12 @@ import pytest
 
 cpu_engine.required()
 
-from tree_world import World, away, back, publish_settings, text  # noqa: E402
+from tree_world import World, away, back, settings, text  # noqa: E402, F401
 
 from sglang_vericache.verify.cascade import Cascade  # noqa: E402
 
 CORES = ("rust", "python")
 DOCUMENT = text(1, 90)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def settings(tmp_path_factory):
-    publish_settings(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(params=CORES)

@@ -13,16 +13,11 @@ cpu_engine.required()
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams  # noqa: E402
 from test_residency import Gated  # noqa: E402
 from test_rotation import Scheduler, texts  # noqa: E402
-from tree_world import World, away, back, publish_settings, text  # noqa: E402
+from tree_world import World, away, back, settings, text  # noqa: E402, F401
 
 from sglang_vericache.loader.planner import Place  # noqa: E402
 
 CORES = ("rust", "python")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def settings(tmp_path_factory):
-    publish_settings(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(params=CORES)

@@ -10,7 +10,7 @@ import pytest
 
 cpu_engine.required()
 
-from tree_world import Request, World, publish_settings  # noqa: E402
+from tree_world import Request, World, settings  # noqa: E402, F401
 
 from sglang_vericache.compressors.budget import Budget  # noqa: E402
 from sglang_vericache.config import VeriCacheConfig  # noqa: E402
@@ -26,11 +26,6 @@ from sglang_vericache.rounds.step_watch import StepWatch  # noqa: E402
 from sglang_vericache.tree.span_table import SpanTable  # noqa: E402
 
 WIDTH = 5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def settings(tmp_path_factory):
-    publish_settings(tmp_path_factory.mktemp("model"))
 
 
 class Drafts:

@@ -10,6 +10,7 @@ import random
 from array import array
 from types import SimpleNamespace
 
+import pytest
 import torch
 from sglang.srt.managers.schedule_batch import ReqKvInfo
 from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
@@ -38,8 +39,10 @@ from sglang_vericache.tree.residency import Residency
 LAYERS, HEADS, DIM, ROWS, WIDTH = 2, 1, 4, 24, 600
 
 
-def publish_settings(folder) -> None:
-    """SGLang's settings of this process."""
+@pytest.fixture(scope="module", autouse=True)
+def settings(tmp_path_factory) -> None:
+    """SGLang's settings of this process, for each file that imports it."""
+    folder = tmp_path_factory.mktemp("model")
     (folder / "config.json").write_text(json.dumps(DENSE))
     flags = ["--device", "cpu", "--skip-tokenizer-init", "--log-level", "error"]
     record = prepare_server_args(["--model-path", str(folder), *flags])

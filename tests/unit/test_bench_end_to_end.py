@@ -114,6 +114,19 @@ def test_a_comparison_in_two_calls(tmp_path, capsys):
     assert "7 windows" in looped.note and "2 runs" in lone.note
 
 
+def end_during_the_second_case(monkeypatch) -> None:
+    """The command is told to end while "one" is measured."""
+    measure = side.measure
+
+    def interrupted(server, case, prompts, repeats, *more):
+        if case.name == "one":
+            repeats = 500
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        return measure(server, case, prompts, repeats, *more)
+
+    monkeypatch.setattr(side, "measure", interrupted)
+
+
 def test_servers_that_are_up_at_once(tmp_path, stand_ins):
     """Catches figures of one in the place of the other's, and a note that says otherwise."""
     assert bench(tmp_path, *CASES, "--order", "plain,ours", "--together") == 0
@@ -127,15 +140,7 @@ def test_servers_that_are_up_at_once(tmp_path, stand_ins):
 
 def test_an_interruption_of_both(tmp_path, stand_ins, monkeypatch):
     """Catches a server that outlives the command, and a command that waits for it."""
-    measure = side.measure
-
-    def interrupted(server, case, prompts, repeats, *more):
-        if case.name == "one":
-            repeats = 500
-            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
-        return measure(server, case, prompts, repeats, *more)
-
-    monkeypatch.setattr(side, "measure", interrupted)
+    end_during_the_second_case(monkeypatch)
     began = time.perf_counter()
     with pytest.raises(SystemExit) as end:
         bench(tmp_path, *CASES, "--order", "plain,ours", "--together", "--no-rows")
@@ -148,15 +153,7 @@ def test_an_interruption(tmp_path, stand_ins, capsys, monkeypatch):
     """Catches a server that goes on, and figures that cannot be joined afterwards."""
     assert bench(tmp_path, *CASES, "--order", "plain", "--no-rows") == 0
     stand_ins.clear()
-    measure = side.measure
-
-    def interrupted(server, case, prompts, repeats, *more):
-        if case.name == "one":
-            repeats = 500
-            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
-        return measure(server, case, prompts, repeats, *more)
-
-    monkeypatch.setattr(side, "measure", interrupted)
+    end_during_the_second_case(monkeypatch)
     with pytest.raises(SystemExit) as end:
         bench(tmp_path, *CASES, "--order", "ours", "--no-rows")
     assert end.value.code == 128 + signal.SIGTERM and not stand_ins[0].alive
