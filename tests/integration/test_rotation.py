@@ -343,13 +343,15 @@ def test_aborts_in_every_state():
 
     def abort(step: int) -> None:
         if world.requests and rng.random() < 0.15:
-            req = rng.choice(world.requests)
-            ended[world.residency.seat_of(req).place] += 1
+            # The rarest state first: which ones a step meets hangs on the loader thread's pace.
+            places = {req: world.residency.seat_of(req).place for req in world.requests}
+            req = min(places, key=lambda req: (ended[places[req]], rng.random()))
+            ended[places[req]] += 1
             del scheduler.left[req.rid]
             world.end(req, checkpoint=rng.random() < 0.7)
 
     scheduler.run(20_000, abort)
-    assert all(ended[place] for place in (Place.ATTACHED, Place.DETACHED)), ended
+    assert all(ended.values()), ended
     assert len(scheduler.done) + sum(ended.values()) == 40
     world.check_idle()
     world.close()
