@@ -147,10 +147,10 @@ class VeriCacheConfig:
         _at_least("--vericache-fold-tail", self.fold_tail_tokens, RECENT_TOKENS + 1)
         _at_least("--vericache-draft-memory", self.draft_memory_bytes, 1)
         _at_least("--vericache-host-memory", self.host_memory_bytes, 1)
-        if self.draft_ahead == "on" and (self.stagger_groups > 1 or self.offload != OFF):
+        if self.draft_ahead == "on" and self.stagger_groups > 1:
             raise VeriCacheConfigError(
                 "--vericache-draft-ahead on needs all requests to be verified together: use it "
-                "without --vericache-stagger and --vericache-offload."
+                "without --vericache-stagger."
             )
         if self.loader_watch is not None and not self.loader_watch.startswith("ipc:///"):
             raise VeriCacheConfigError(
@@ -181,14 +181,15 @@ class VeriCacheConfig:
         return self.horizon if self.offload == OFF else 2 * self.horizon + 1
 
     def drafts_ahead(self, host_runs_ahead: bool) -> bool:
-        """Whether the step that verifies a round drafts the next one.
+        """Whether the step that verifies a round drafts the next one, as long as nobody's full KV
+        leaves the device.
 
         Args:
             host_runs_ahead: it prepares a step while the device works on the one before: else
                 nothing is gained by drafting for requests that may have ended.
         """
         if self.draft_ahead == "auto":
-            return host_runs_ahead and self.stagger_groups == 1 and self.offload == OFF
+            return host_runs_ahead and self.stagger_groups == 1
         return self.draft_ahead == "on"
 
     @property
@@ -209,7 +210,8 @@ class VeriCacheConfig:
     def draft_reserve(self) -> int:
         """Draft slots that a step may fill beyond the committed tokens: what a verification may
         accept, and a round that may be drafted ahead behind it."""
-        return self.verify_width * (2 if self.drafts_ahead(host_runs_ahead=True) else 1)
+        ahead = self.horizon + 1 if self.drafts_ahead(host_runs_ahead=True) else 0
+        return self.verify_width + ahead
 
     def __str__(self) -> str:
         """Each setting with its source, for the log."""

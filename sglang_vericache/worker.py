@@ -240,7 +240,7 @@ class VeriCacheWorker(BaseSpecWorker):
             *(batch.reqs, states, committed, remaining, choice if self.drafting else None),
             self.rotation.needs_views,
         )
-        self.rotation.step(batch.reqs, states, committed)
+        self.rotation.step(batch.reqs, states, committed, self.keeper.built)
         choice = self.rotation.paced(choice)
         plan = self.planner.plan(states, reasons, committed, remaining, choice)
         self.rotation.check(batch.reqs, states, committed, plan)
@@ -268,6 +268,8 @@ class VeriCacheWorker(BaseSpecWorker):
             self._commit_verified(batch, verify, verified)
         if plain is not None:
             self._decode_plainly(batch, plain, plan.plain, states, pending, plain_steps, emission)
+        if behind or plan.ahead:
+            self.rotation.only_drafts_follow()
         if behind:
             account.drafted(behind)
             self._draft(batch, behind, states, pending, batch.seq_lens)
@@ -278,14 +280,12 @@ class VeriCacheWorker(BaseSpecWorker):
         return emission.result()
 
     def _tell_pace(self, plan: RoundPlan, plain_steps: int) -> None:
-        drafted = max((count for _, count in plan.verify), default=0)
-        drafting = max((count for _, count in (*plan.draft, *plan.ahead)), default=0)
         self.pace.planned(
             plain_steps if plan.only_plain else 0,
             plan.ends_round,
-            drafted,
+            plan.most_verified,
             plan.plain,
-            drafting if self.planner.ahead else None,
+            plan.most_drafted if self.planner.ahead else None,
         )
 
     def _draft(self, batch, work, states, pending, committed) -> None:

@@ -26,13 +26,13 @@ class Card:
     source: str
 
 
-# PCIe 4 and 5 at 16 lanes give about 25 and 55 GB/s to pinned copies. Memory rates other than the
-# H100's are 0.9 of the data sheet, as measured there.
+# PCIe 4 and 5 at 16 lanes give about 25 and 55 GB/s to pinned copies. Memory rates that were not
+# measured are 0.9 of the data sheet, as the H100's is.
 CARDS: dict[str, Card] = {
     card.name: card
     for card in (
         Card("h100", 80 * GIB, 3.03e12, 54.8e9, "measured (memory, link)"),
-        Card("h200", 141 * GIB, 4.3e12, 54.8e9, "data sheet x 0.9; link as measured on h100"),
+        Card("h200", 141 * GIB, 4.3e12, 45e9, "measured (memory, link while the GPU works)"),
         Card("h100-pcie", 80 * GIB, 1.8e12, 54.8e9, "data sheet x 0.9; link as measured on h100"),
         Card("a100", 80 * GIB, 1.83e12, 25e9, "data sheet x 0.9, PCIe 4"),
         Card("a100-40gb", 40 * GIB, 1.4e12, 25e9, "data sheet x 0.9, PCIe 4"),

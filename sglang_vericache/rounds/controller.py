@@ -173,7 +173,8 @@ class HorizonController:
         whole = rounds.seconds(work) if horizon != PLAIN and work.requests else None
         if whole is None:
             return None
-        draft = rounds.draft_step(work.requests, work.context) if self.ahead else None
+        ahead = self.ahead and not batch.rotating
+        draft = rounds.draft_step(work.requests, work.context) if ahead else None
         if draft is None:
             cut = cut_evenly(horizon, whole, self.longest_step)
         else:

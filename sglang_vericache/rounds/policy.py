@@ -70,6 +70,16 @@ class RoundPlan:
         return (), self.draft
 
     @property
+    def most_drafted(self) -> int:
+        """In this step, of a request."""
+        return max((count for _, count in (*self.draft, *self.ahead)), default=0)
+
+    @property
+    def most_verified(self) -> int:
+        """Drafted tokens of a request."""
+        return max((count for _, count in self.verify), default=0)
+
+    @property
     def only_plain(self) -> bool:
         return bool(self.plain) and not self.draft and not self.verify
 
@@ -111,12 +121,13 @@ def plan_step(
         count = min(most, limit - candidate.drafted)
         if count > 0:
             draft.append((candidate.index, count))
+        # Of what was drafted ahead some may lie beyond the end of the output by now.
+        drafted = min(candidate.drafted + max(count, 0), candidate.room)
         if away:
-            drafted = candidate.drafted + max(count, 0)
             if candidate.full and drafted >= enough:
                 rotating.append((candidate.index, drafted))
             continue
-        drafting.append((candidate, candidate.drafted + max(count, 0)))
+        drafting.append((candidate, drafted))
     if groups == 1:
         furthest = max((drafted for _, drafted in drafting), default=0)
         goes_on = any(d == furthest and d < c.room for c, d in drafting)

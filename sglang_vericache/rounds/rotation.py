@@ -13,21 +13,19 @@ from typing import Any
 import torch
 
 from sglang_vericache.loader.planner import (
-    Costs,
     Memory,
     Place,
     Runner,
-    how_many_fit,
     is_sound,
     keeps_paths_together,
     plan_moves,
 )
 from sglang_vericache.metrics import OffloadNumbers
-from sglang_vericache.rounds.agreement import mean_yields
 from sglang_vericache.rounds.draft_room import DraftRoom
 from sglang_vericache.rounds.pace import Choice
 from sglang_vericache.rounds.policy import RoundPlan
 from sglang_vericache.rounds.request_state import RequestState
+from sglang_vericache.rounds.rotation_costs import foresee, tell
 from sglang_vericache.rounds.step_watch import StepWatch
 from sglang_vericache.tree.residency import Residency, Seat
 
@@ -86,11 +84,13 @@ class Rotation:
         self._looked_at = -1
         self._pays = True
         self._share: int | None = None
+        self._reads: Any = None
 
     # Asked by the worker
 
     def before_extend(self, batch: Any) -> None:
         """A prefill is about to run."""
+        self._reads = None
         if self.watch is not None:
             self.watch.interrupt()
         chunked = batch.chunked_req
@@ -105,15 +105,22 @@ class Rotation:
         self.residency.mend([req for req in batch.reqs if isinstance(req.last_node, int)])
 
     def step(
-        self, reqs: Sequence[Any], states: Sequence[RequestState], committed: Sequence[int]
+        self,
+        reqs: Sequence[Any],
+        states: Sequence[RequestState],
+        committed: Sequence[int],
+        views_built: bool,
     ) -> None:
         """Move requests before a decode step is planned; ``full`` and ``rotates`` of the states
         say where they are then.
 
         Args:
             committed: tokens of each request whose KV is computed.
+            views_built: this step has read full KV already.
         """
         self._step += 1
+        if views_built:
+            self._reads = None
         if self.room is not None:
             self.room.step(self._prefill_rest > 0)
         live = [
@@ -123,7 +130,7 @@ class Rotation:
             if not s.released and r.session is None
         ]
         seats = [self.residency.seat_of(req) for req, _, _ in live]
-        self.counters.attached += len(self.residency.arrive(self._step))
+        self.counters.attached += len(self.residency.arrive())
         # The reserve of the coming step; of the one after that too, where requests come and go.
         reserve = self.verify_width * len(live) * (2 if self._pays else 1) + self._prefill_rest
         rotating: frozenset[str] = frozenset()
@@ -132,6 +139,7 @@ class Rotation:
         self._share = None
         if self._short:
             rotating = self._move(seats, live, reserve)
+        self._reads = None
         for seat, (_, state, _) in zip(seats, live, strict=True):
             state.full = seat.place is Place.ATTACHED
             state.rotates = seat.req.rid in rotating
@@ -152,7 +160,10 @@ class Rotation:
             for seat, (_, state, length) in zip(seats, live, strict=True)
         ]
         memory = Memory(self.free, reserve)
-        costs = self._costs(runners, memory, [state for _, state, _ in live])
+        costs = None
+        if self.watch is not None:
+            copies = self.residency.loader.counters
+            costs = foresee(self.watch, copies, runners, memory, [state for _, state, _ in live])
         self._pays = costs is None or costs.pays
         memory = replace(memory, wanted=self._wanted if self._pays else 0)
         # More requests come where the next one has asked for room.
@@ -173,12 +184,17 @@ class Rotation:
                 all_went, by_rid[rid].stays_until = False, self._step + INCOMPLETE_STEPS
         for rid in moves.fetch:
             # What the planner has counted on is not there; and nobody overtakes.
-            if not all_went or not self.residency.order(by_rid[rid]):
+            if not all_went or not self.residency.order(by_rid[rid], self._reads):
                 self.counters.no_room += 1
                 break
         # What was there already is attached at once.
-        self.counters.attached += len(self.residency.arrive(self._step))
+        self.counters.attached += len(self.residency.arrive())
         return moves.rotating
+
+    def only_drafts_follow(self) -> None:
+        """The rest of this step reads no full KV: what leaves the device in the next one may be
+        overwritten while the device still drafts."""
+        self._reads = self.residency.mark_reads()
 
     def paced(self, choice: Choice) -> Choice:
         """Of this step, which is shorter where the link would wait for its end."""
@@ -196,8 +212,11 @@ class Rotation:
         """Assert that all that is about to be read is there; a step without work waits for the
         next arrival."""
         for i in (*plan.plain, *(i for i, _ in plan.verify)):
-            if not states[i].released and not self.residency.is_full(reqs[i]):
+            if states[i].released:
+                continue
+            if not self.residency.is_full(reqs[i]):
                 raise AssertionError(f"request {reqs[i].rid} is read while its row is empty")
+            self.residency.is_read(reqs[i])
         working = {i for i, _ in plan.draft}
         idle = [i for i, s in enumerate(states) if not s.full and i not in working]
         for i, state in enumerate(states):
@@ -206,27 +225,9 @@ class Rotation:
                 self.residency.await_verify(reqs[i], self._step)
         self._idle = len(idle)
         if self.watch is not None:
-            self._tell(self.watch, reqs, states, committed, plan)
+            tell(self.watch, reqs, states, committed, plan)
         if not plan.plain and not plan.draft and not plan.verify:
-            self.counters.attached += len(self.residency.arrive(self._step, IDLE_WAIT_S))
-
-    @staticmethod
-    def _tell(
-        watch: StepWatch,
-        reqs: Sequence[Any],
-        states: Sequence[RequestState],
-        committed: Sequence[int],
-        plan: RoundPlan,
-    ) -> None:
-        steady = {i for i, s in enumerate(states) if s.full and not s.rotates}
-        # Who is decoded plainly beside others that draft says nothing of these.
-        drafting = any(i in steady for i, _ in (*plan.draft, *plan.verify))
-        turns = [i for i, _ in plan.verify] if drafting else plan.plain
-        whole = [reqs[i].rid for i, drafted in plan.verify if drafted >= states[i].horizon]
-        forwards = max((count for _, count in plan.draft), default=0)
-        forwards += bool(plan.verify) + bool(plan.plain)
-        lengths = {req.rid: n for req, n in zip(reqs, committed, strict=True)}
-        watch.step(lengths, [reqs[i].rid for i in turns if i in steady], whole, forwards)
+            self.counters.attached += len(self.residency.arrive(IDLE_WAIT_S))
 
     def _runner(self, seat: Seat, state: RequestState, committed: int) -> Runner:
         bound = state.view is None
@@ -235,10 +236,8 @@ class Rotation:
         req = seat.req
         produced = committed + 1 - len(req.origin_input_ids)
         ends = req.sampling_params.max_new_tokens - produced <= 1
-        # One that was just attached is verified first: with nothing drafted it has been.
-        verified = seat.attached < self._step and (seat.attached == 0 or state.drafted == 0)
-        verified = verified and seat.stays_until <= self._step
-        movable = not bound and not ends and verified and seat.place is Place.ATTACHED
+        stays = seat.unread or seat.stays_until > self._step
+        movable = not bound and not ends and not stays and seat.place is Place.ATTACHED
         return Runner(
             seat.req.rid,
             seat.order,
@@ -256,30 +255,6 @@ class Rotation:
         private = kv.kv_committed_len - kv.cache_protected_len
         attached = seat.place is Place.ATTACHED
         return state.rotates and attached and private >= self.push_tokens
-
-    def _costs(
-        self, runners: Sequence[Runner], memory: Memory, states: Sequence[RequestState]
-    ) -> Costs | None:
-        """What is known of rotation, if anybody asks."""
-        watch = self.watch
-        if watch is None or watch.round_s is None or not runners:
-            return None
-        copies = self.residency.loader.counters
-        rate = copies.tokens / copies.seconds if copies.seconds > 0 else watch.link_rate
-        longest = max(max(runner.tokens for runner in runners), 1)
-        known = [s for s in states if s.agreement.shown]
-        whole = mean_yields((s.agreement.value, s.horizon) for s in known)
-        deep = mean_yields((s.agreement.value, s.deepest) for s in known)
-        return Costs(
-            how_many_fit(runners, memory),
-            watch.round_s,
-            watch.step_s,
-            watch.forward_s,
-            longest / rate,
-            watch.round_tokens or 1.0,
-            watch.whole_tokens if whole is None else whole,
-            deep,
-        )
 
     @property
     def needs_views(self) -> bool:

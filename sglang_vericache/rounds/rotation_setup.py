@@ -39,8 +39,15 @@ class NoRotation:
         pass
 
     def step(
-        self, reqs: Sequence[Any], states: Sequence[RequestState], committed: Sequence[int]
+        self,
+        reqs: Sequence[Any],
+        states: Sequence[RequestState],
+        committed: Sequence[int],
+        views_built: bool,
     ) -> None:
+        pass
+
+    def only_drafts_follow(self) -> None:
         pass
 
     def paced(self, choice: Choice) -> Choice:

@@ -15,7 +15,8 @@ class StepPlanner:
     """
     Args:
         max_position: last position that the model's rotary embedding knows.
-        ahead: rounds are drafted in the step that verifies the one before.
+        ahead: rounds are drafted in the step that verifies the one before, as long as the full KV
+            of all requests is on the device and stays there.
 
     Attributes:
         rounds_ahead: steps that did so.
@@ -43,6 +44,7 @@ class StepPlanner:
         committed: tokens of each request whose KV is computed.
         remaining: tokens that each request may still make.
         """
+        ahead = self.ahead and all(state.full and not state.rotates for state in states)
         candidates = []
         for i, state in enumerate(states):
             room = min(
@@ -53,11 +55,11 @@ class StepPlanner:
             drafts, full, rotates = reasons[i] is None, state.full, state.rotates
             one = Candidate(i, drafts, state.drafted, room, state.group, full, rotates)
             one.enough = state.horizon
-            if self.ahead and drafts and state.drafted:
+            if ahead and drafts and state.drafted:
                 one.ahead = self._room_ahead(state, committed[i], remaining[i], choice)
             candidates.append(one)
         self._step += 1
-        if self.ahead:
+        if ahead:
             plan = plan_ahead(candidates, choice.share, choice.behind)
             self.rounds_ahead += bool(plan.ahead)
             return plan
@@ -87,8 +89,9 @@ class StepPlanner:
         """Tokens that it may have drafted before its next verification."""
         if state.rotates:
             return state.deepest
-        # What was drafted ahead, when a longer horizon was the choice, is there.
-        return min(state.horizon, max(choice.horizon, state.drafted if self.ahead else 0))
+        # What was drafted ahead when a longer horizon was the choice, or while the request waited
+        # for its full KV, is there.
+        return max(min(state.horizon, choice.horizon), min(state.drafted, state.deepest))
 
     def _room_ahead(
         self, state: RequestState, committed: int, remaining: int, choice: Choice

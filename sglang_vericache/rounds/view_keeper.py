@@ -33,6 +33,9 @@ class ViewKeeper:
         tree: the radix cache, for the nodes of a request's path.
         capture: what was seen of a prefill's queries.
         room: what the draft pool can spare.
+
+    Attributes:
+        built: views were opened or folded in this step, from full KV.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class ViewKeeper:
         self.config, self.views, self.tree, self.capture = config, views, tree, capture
         self.pace, self.phases, self.room = pace, phases, room
         self._opened: list[tuple[DraftView, int]] = []  # in this step, with committed tokens
+        self.built = False
 
     def prepare(
         self,
@@ -67,6 +71,7 @@ class ViewKeeper:
             all_need_views: who is decoded plainly, because that is faster, has a view all the
                 same: without one its full KV could not leave the device.
         """
+        self.built = False
         self._grow_failing(states, committed, remaining, choice)
         self._fold_long_tails(states, committed)
         self._opened = []
@@ -157,6 +162,7 @@ class ViewKeeper:
         if not long:
             return
         self.pace.unusual()
+        self.built = True
         with self.phases("build"):
             folded = self.views.fold([(view, length) for _, view, length in long])
         for (state, *_), done in zip(long, folded, strict=True):
@@ -206,6 +212,7 @@ class ViewKeeper:
         shareable = fresh and state.prompt_tokens >= self.config.min_context_tokens
         end = state.prompt_tokens if shareable else committed
         self.pace.unusual()
+        self.built = True
         path, seen = self.tree.path_of(req), self.capture.observation(req.rid)
         with self.phases("build"):
             state.view = self.views.open(state.row, path, end, seen, self._budget(state, end))

@@ -38,7 +38,7 @@ class Seat:
         place: of its path; the row is full when ATTACHED, else empty.
         since: the step in which it was detached, or had drafted all it may.
         ready: it has drafted all it may.
-        attached: the step in which its path was last attached.
+        unread: its path was attached, and nothing has been computed over it since.
         stays_until: step before which it is not to be detached.
         path: nodes from the root, as they were when last looked at.
         host_lock: receipt that keeps the host copies while the path is not ATTACHED.
@@ -51,7 +51,7 @@ class Seat:
     place: Place = Place.ATTACHED
     since: int = 0
     ready: bool = False
-    attached: int = 0
+    unread: bool = False
     stays_until: int = 0
     path: tuple[PathPart, ...] = ()
     host_lock: Any = None
@@ -112,6 +112,12 @@ class Residency:
         seat = self._seats.get(req.rid)
         return seat is None or seat.place is Place.ATTACHED
 
+    def is_read(self, req: Any) -> None:
+        """The step that begins computes over its full KV. Precondition: `is_full`."""
+        seat = self._seats.get(req.rid)
+        if seat is not None:
+            seat.unread = False
+
     def await_verify(self, req: Any, step: int) -> None:
         """A request that is not full has drafted all it may: its place in the queue counts from
         now on."""
@@ -165,13 +171,23 @@ class Residency:
         self.rows[req.kv.req_pool_idx, : req.kv.cache_protected_len] = 0
         seat.place, seat.since, seat.ready = Place.DETACHED, step, False
 
-    def order(self, seat: Seat) -> bool:
+    def mark_reads(self) -> Any:
+        """What `order` waits for if the forward stream reads no full KV between here and there;
+        None without a GPU, or where a later step may compute damaged KV again."""
+        return self._loads.mark() if self.integrity is None else None
+
+    def order(self, seat: Seat, reads: Any = None) -> bool:
         """Lock a detached path and have fetched what is not there. False when the pool has no
-        room for it; nothing has changed then."""
+        room for it; nothing has changed then.
+
+        Args:
+            reads: an event behind the last read of full KV; None for all that the forward stream
+                has been given.
+        """
         if seat.place is not Place.DETACHED:
             raise AssertionError(f"request {seat.req.rid} is {seat.place.value}: cannot be fetched")
         node = seat.req.last_node
-        loads, after = self._loads, self._loads.mark()
+        loads, after = self._loads, reads or self._loads.mark()
         with self._ledger():
             loads.take_over_queued(after)
             if self.cache.tree_core.is_full_device_evicted(node) and not loads.begin(node, after):
@@ -181,7 +197,7 @@ class Residency:
         seat.jobs = [load.job for load in loads.on(loads.nodes(node))]
         return True
 
-    def arrive(self, step: int, timeout_s: float = 0.0) -> list[Seat]:
+    def arrive(self, timeout_s: float = 0.0) -> list[Seat]:
         """Attach the requests whose last copy has arrived, after waiting up to ``timeout_s`` for
         one; returns them."""
         self.settle_arrived(timeout_s)
@@ -193,7 +209,7 @@ class Residency:
         ]
         for seat in ready:
             self._fill(seat)
-            seat.place, seat.attached = Place.ATTACHED, step
+            seat.place, seat.unread = Place.ATTACHED, True
             self._loads.mend(seat.req)
         return ready
 

@@ -13,6 +13,8 @@ from test_interruptions import settle
 
 pytestmark = pytest.mark.e2e
 
+AHEAD = ("--vericache-draft-ahead", "on")
+
 
 def run(reference: Reference, log: Path, flags, env=None):
     """Verdict and status of a server with offloading."""
@@ -40,16 +42,38 @@ def test_retraction_without_overlap_scheduling(offload_reference, logs):
     assert_rotated(status)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("overlap", [True, False], ids=["overlap", "synchronous"])
-def test_every_scenario(tiny_reference, logs, overlap):
-    """The whole identity suite with requests that come and go: features that are decoded plainly,
-    prefixes, turns, stops, streams."""
-    flags = ("--max-total-tokens", str(BREADTH_POOL))
-    flags += () if overlap else ("--disable-overlap-schedule",)
-    verdict, status = run(tiny_reference, logs / f"offload-breadth-{overlap}.log", flags)
+def test_drafting_ahead_whenever_nobody_is_away(offload_reference, logs):
+    """The order of a GPU's steps: requests are detached with the next round drafted already, and
+    those that are left in the end draft ahead again. Tails are folded in between."""
+    verdict, status = run(
+        offload_reference,
+        logs / "offload-ahead.log",
+        (*pool(3), *AHEAD, "--vericache-fold-tail", "70"),
+        {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "29"},
+    )
     assert_same(verdict)
     assert_rotated(status)
+    assert status["rounds_ahead"] > 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param((), id="overlap"),
+        pytest.param(("--disable-overlap-schedule",), id="synchronous"),
+        pytest.param(AHEAD, id="ahead"),
+    ],
+)
+def test_every_scenario(tiny_reference, logs, more):
+    """The whole identity suite with requests that come and go: features that are decoded plainly,
+    prefixes, turns, stops, streams."""
+    flags = ("--max-total-tokens", str(BREADTH_POOL), *more)
+    log = logs / f"offload-breadth-{'-'.join(more).strip('-')}.log"
+    verdict, status = run(tiny_reference, log, flags)
+    assert_same(verdict)
+    assert_rotated(status)
+    assert (status["rounds_ahead"] > 0) == (more == AHEAD)
 
 
 def test_a_full_host_pool(offload_reference, logs):

@@ -70,7 +70,13 @@ class Scheduler:
     """
 
     def __init__(
-        self, world: World, push_tokens: int = 40, plain: float = 0.0, watch=None, drafts=None
+        self,
+        world: World,
+        push_tokens: int = 40,
+        plain: float = 0.0,
+        watch=None,
+        drafts=None,
+        ahead: bool = False,
     ) -> None:
         self.world, self.drafts = world, drafts or Drafts(1 << 20)
         self.room = DraftRoom(
@@ -86,7 +92,7 @@ class Scheduler:
         self.states: dict[str, SimpleNamespace] = {}
         self.bound_beside_rotating = 0
         self.rng = random.Random(1)
-        self.plain = plain
+        self.plain, self.ahead = plain, ahead
         self.most_together = self.retracted = self.steps = 0
         self.done: list[list[int]] = []
 
@@ -161,7 +167,7 @@ class Scheduler:
         self.bound_beside_rotating += away and any(
             s.view is None and s.rid in self.drafting for s in states
         )
-        self.rotation.step(reqs, states, [len(r.text) - 1 for r in reqs])
+        self.rotation.step(reqs, states, [len(r.text) - 1 for r in reqs], views_built=False)
         plain = [i for i, s in enumerate(states) if s.full and s.view is None]
         verify = [(i, WIDTH - 1) for i, s in enumerate(states) if s.full and s.view is not None]
         draft = [
@@ -173,13 +179,14 @@ class Scheduler:
         self.rotation.check(reqs, states, [len(r.text) - 1 for r in reqs], plan)
         for i, count in draft:
             states[i].drafted += count
+        at_rest = all(s.full and not s.rotates for s in states)
         for req, state in zip(reqs, states, strict=True):
             assert state.full or self.left[req.rid] > 1, "SGLang would lose its last token"
         for i in (*plain, *(i for i, _ in verify)):
             count = 1 if i in plain else self.rng.randint(1, WIDTH)
             count = min(count, self.left[reqs[i].rid])
             assert self.world.generate(reqs[i], count), "no room for a tail"
-            states[i].drafted = 0
+            states[i].drafted = WIDTH - 1 if self.ahead and at_rest and i not in plain else 0
             self.left[reqs[i].rid] -= count
         for req in reqs:
             if self.left[req.rid] == 0:
@@ -231,14 +238,15 @@ def test_what_fits_never_moves():
     finish(world, scheduler, 8)
 
 
+@pytest.mark.parametrize("ahead", [False, True], ids=["", "drafting ahead"])
 @pytest.mark.parametrize("plain", [0.0, 0.3], ids=["all draft", "some are plain"])
 @pytest.mark.parametrize("shared", [0.0, 0.8], ids=["private", "shared"])
 @pytest.mark.parametrize("host", [6_000, 900], ids=["roomy host", "tight host"])
-def test_many(shared, host, plain):
+def test_many(shared, host, plain, ahead):
     """Sixty requests through a pool for three, some plain, some sharing, with retraction when the
     tails outgrow it; a host pool that is full as well keeps requests attached."""
     world = World(device=450, host=host)
-    scheduler = Scheduler(world, plain=plain)
+    scheduler = Scheduler(world, plain=plain, ahead=ahead)
     prompts = texts(5, 60, 40, 140, shared)
     scheduler.waiting = [(t, 5 + (n * 13) % 90) for n, t in enumerate(prompts)]
     scheduler.run(50_000)
@@ -330,6 +338,74 @@ def test_a_prefill_waits_for_what_it_reads(session):
     world.cache.maybe_hand_to_session(newcomer)  # where SGLang gives it a row
     rotation.before_extend(SimpleNamespace(chunked_req=None, reqs=[newcomer]))
     assert not world.residency._loads
+    world.close()
+
+
+def test_who_has_come_is_read_before_it_leaves_again():
+    """Catches a path that is fetched for nothing; and, drafting ahead, a request that could never
+    leave again because something is drafted behind each of its verifications."""
+    world, rotation, req = with_a_fetch_under_way()
+    seat, committed = world.residency.seat_of(req), [len(req.text) - 1]
+    state = SimpleNamespace(view=object(), released=False, drafted=0, full=False, horizon=5)
+    req.sampling_params.max_new_tokens = 40
+
+    def may_leave() -> bool:
+        return rotation._runner(seat, state, committed[0]).movable
+
+    while seat.place is not Place.ATTACHED:
+        world.arrive(0.05)
+    state.full = True
+    for state.drafted in (0, 5):
+        assert not may_leave()
+    rotation.check([req], [state], committed, RoundPlan((), ((0, 5),), ()))
+    assert not may_leave()
+    rotation.check([req], [state], committed, RoundPlan((), (), ((0, 5),), ahead=((0, 5),)))
+    assert may_leave()
+    world.close()
+
+
+@pytest.mark.parametrize(
+    ("between", "built", "waits_for"),
+    [
+        pytest.param((), False, "reads", id="only drafts"),
+        pytest.param((), True, None, id="a view was built"),
+        pytest.param(("prefill",), False, None, id="a prefill"),
+        pytest.param(("step",), False, None, id="a step whose drafts came first"),
+    ],
+)
+def test_what_a_fetch_waits_for(monkeypatch, between, built, waits_for):
+    """Catches bytes that arrive where the device still reads others: only drafts lie between the
+    last read that a step has marked and the next step, or the mark is not taken."""
+    world = World(device=400, host=2_000)
+    rotation = Rotation(world.residency, world.allocator, WIDTH, 40)
+    req = world.admit([n % 50 for n in range(100)])
+    req.sampling_params.max_new_tokens = 40
+    state = SimpleNamespace(view=object(), released=False, drafted=0, full=True, rotates=False)
+    asked = []
+    monkeypatch.setattr(world.residency, "mark_reads", lambda: "reads")
+    monkeypatch.setattr(world.residency, "order", lambda seat, reads: asked.append(reads))
+
+    def step(views_built: bool) -> None:
+        rotation.step([req], [state], [len(req.text) - 1], views_built)
+
+    step(False)
+    rotation.only_drafts_follow()
+    for what in between:
+        if what == "prefill":
+            rotation.before_extend(SimpleNamespace(chunked_req=None, reqs=[]))
+        else:
+            step(False)
+    world.residency.detach(world.residency.seat_of(req), 0)
+    step(built)
+    assert asked == [waits_for]
+    world.close()
+
+
+def test_damage_is_computed_again_before_anything_is_overwritten():
+    """With checksums a step may compute between its beginning and a fetch: nothing is marked."""
+    world = World(device=400, host=2_000, checks=True)
+    world.residency._loads.mark = lambda: "everything"
+    assert world.residency.mark_reads() is None
     world.close()
 
 

@@ -194,7 +194,7 @@ class World:
 
     def arrive(self, timeout_s: float = 0.0) -> list:
         self.step += 1
-        return self.residency.arrive(self.step, timeout_s)
+        return self.residency.arrive(timeout_s)
 
     def corrupt(self, host_row: int, layer: int = 0, bit: int = 4) -> None:
         """One bit of one token on the host."""

@@ -73,7 +73,8 @@ def test_offloading_costs_nothing_where_it_does_not_pay(model, requests):
     offload = simulate_offload(shape, H100, load, capacity, draft)
     assert offload.tokens_per_s >= 0.99 * attached.tokens_per_s
     if not costs_of(shape, H100, load, capacity, draft).pays:
-        assert offload == attached
+        # The longer drafts of requests that wait keep a little more room free.
+        assert offload.link_use == 0 and offload.together >= 0.99 * attached.together
 
 
 def test_a_faster_link_never_hurts():

@@ -19,14 +19,15 @@ CHOICE = Choice(15, True, 15)
 
 def state(drafted: int = 0, tail_from: int = 1000, **more: Any) -> Any:
     view = SimpleNamespace(tail_tokens=lambda committed: committed - tail_from)
-    known = dict(
-        full=True, rotates=False, group=0, horizon=15, released=False, view=view, grows_next=False
-    )
-    return SimpleNamespace(drafted=drafted, **(known | {"token_by_token": False} | more))
+    known = dict(full=True, rotates=False, group=0, horizon=15, released=False, view=view)
+    known |= dict(grows_next=False, token_by_token=False) | more
+    return SimpleNamespace(drafted=drafted, **({"deepest": known["horizon"]} | known))
 
 
-def plan(states, committed=1010, remaining=400, choice=CHOICE, ahead=True, reasons=None):
-    planner = StepPlanner(CONFIG, LAST, ahead)
+def plan(
+    states, committed=1010, remaining=400, choice=CHOICE, ahead=True, reasons=None, config=CONFIG
+):
+    planner = StepPlanner(config, LAST, ahead)
     count = len(states)
     reasons = reasons or [None] * count
     made = planner.plan(states, reasons, [committed] * count, [remaining] * count, choice)
@@ -72,6 +73,42 @@ def test_room_ahead(what, verified, ahead):
     made, _ = plan(**({"states": [state(15)]} | what))
     assert made.verify == ((0, verified),)
     assert made.ahead == (((0, ahead),) if ahead else ())
+
+
+OFFLOADING = VeriCacheConfig(horizon=15, fold_tail_tokens=100, offload="auto")
+
+
+def away(drafted: int, **more: Any) -> Any:
+    return state(drafted, **({"full": False, "rotates": True, "deepest": 31} | more))
+
+
+@pytest.mark.parametrize(
+    ("states", "draft", "verify", "ahead"),
+    [
+        # Nobody drafts ahead beside one that is away; what was drafted ahead is verified.
+        pytest.param([state(15), away(15)], ((1, 15),), ((0, 15),), (), id="one-has-just-gone"),
+        pytest.param([state(), away(30)], ((0, 15), (1, 1)), ((0, 15),), (), id="one-waits"),
+        pytest.param([state(), away(31, full=True)], ((0, 15),), ((0, 15), (1, 31)), (), id="came"),
+        # All that was drafted on the way is verified, but no more than a horizon ahead.
+        pytest.param(
+            [state(15), away(31, full=True, rotates=False)],
+            *((), ((0, 15), (1, 31)), ((0, 15), (1, 15))),
+            id="it-came-to-stay",
+        ),
+    ],
+)
+def test_while_somebody_is_away(states, draft, verify, ahead):
+    made, _ = plan(states, config=OFFLOADING)
+    assert (made.draft, made.verify, made.ahead) == (draft, verify, ahead)
+
+
+def test_drafted_ahead_beyond_the_end_of_an_output():
+    """Catches more tokens than were asked for: the verification before accepted so many that what
+    was drafted behind it is too much, and the next step does not draft ahead."""
+    made, _ = plan([state(15), away(15)], remaining=9, config=OFFLOADING)
+    assert made.verify == ((0, 8),) and not made.draft
+    made, _ = plan([state(15), away(15, full=True)], remaining=9, config=OFFLOADING)
+    assert made.verify == ((0, 8), (1, 8)) and not made.draft
 
 
 def test_the_end_of_an_output():
