@@ -246,7 +246,7 @@ def rescored() -> str:
         for row in rows_of("first_differences")
     ]
     if not rows:
-        return "No output has been rescored on a GPU yet."
+        return "No row holds such a comparison yet."
     head = ("case", "model", "device", "first differences in 1000 tokens", "without the flag")
     return table(
         (*head, "near ties", "mismatches", "compared", "flags", "commit and date"),

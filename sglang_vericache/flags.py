@@ -189,7 +189,7 @@ FLAGS: tuple[Flag, ...] = (
         "|".join(DRAFT_AHEAD_CHOICES),
         "Draft the next round in the step that verifies this one, so that the GPU does not wait "
         "for the scheduler (default auto: on a GPU, with overlap scheduling and without "
-        "--vericache-stagger). Never while a request's full cache is not on the GPU.",
+        "--vericache-stagger). Not while some full cache is away from the GPU or is to leave it.",
     ),
     Flag(
         "vericache_cascade",

@@ -39,7 +39,9 @@ _failures: list[Failure] = []
 def activate() -> None:
     """Called by SGLang in every process, before it knows its flags."""
     if installed_sglang() != PINNED_SGLANG:
-        return  # what a hook would do to another release nobody knows; check_version says it
+        # What a hook would do to another release nobody knows, and the flag is not known there.
+        _refuse_if_asked_for()
+        return
     _attempt("the flag", _introduce_flag)
     if os.environ.get(_ARMED):
         try:
@@ -75,6 +77,20 @@ def arm() -> None:
     if unapplied:
         raise PluginError(f"SGLang could not wrap {', '.join(unapplied)}: see its log.")
     os.environ[_ARMED] = "1"
+
+
+def _refuse_if_asked_for() -> None:
+    """Exit where this process was told to use the plugin, as far as can be seen without its flags:
+    an exception would only be logged, and the server would run without us."""
+    from sglang_vericache.config import VeriCacheConfigError
+    from sglang_vericache.sources import SWITCH, is_enabled, option_of
+
+    given = True if option_of(SWITCH) in sys.argv else None
+    try:
+        if _ARMED in os.environ or is_enabled({SWITCH: given}, os.environ):
+            check_version()
+    except (PluginError, VeriCacheConfigError) as error:
+        sys.exit(f"error: {error}")
 
 
 def check_version() -> None:

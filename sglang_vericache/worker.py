@@ -32,7 +32,6 @@ from sglang_vericache.phase_clock import PhaseClock
 from sglang_vericache.plain.decoder import decode_plainly
 from sglang_vericache.plain.recompute import Recompute
 from sglang_vericache.plain.score_only import mark_scoring
-from sglang_vericache.plugin import applied_hooks
 from sglang_vericache.pool.sizing import create_pool, create_rows, main_row_bytes
 from sglang_vericache.request_options import options_of
 from sglang_vericache.rounds.accounting import StepAccount
@@ -44,6 +43,7 @@ from sglang_vericache.rounds.requests import RunningRequests, remaining_of
 from sglang_vericache.rounds.rotation_setup import create_rotation
 from sglang_vericache.rounds.step_planner import StepPlanner
 from sglang_vericache.rounds.view_keeper import ViewKeeper
+from sglang_vericache.status import status_of
 from sglang_vericache.support import draft_obstacle, validate_layers
 from sglang_vericache.tree.view_builder import FullKV, ViewBuilder
 from sglang_vericache.tree.warm_up import warm_up
@@ -241,6 +241,8 @@ class VeriCacheWorker(BaseSpecWorker):
             self.rotation.needs_views,
         )
         self.rotation.step(batch.reqs, states, committed, self.keeper.built)
+        if not all(state.full and not state.rotates for state in states):
+            self.pace.unusual()
         choice = self.rotation.paced(choice)
         plan = self.planner.plan(states, reasons, committed, remaining, choice)
         self.rotation.check(batch.reqs, states, committed, plan)
@@ -268,14 +270,13 @@ class VeriCacheWorker(BaseSpecWorker):
             self._commit_verified(batch, verify, verified)
         if plain is not None:
             self._decode_plainly(batch, plain, plan.plain, states, pending, plain_steps, emission)
-        if behind or plan.ahead:
-            self.rotation.only_drafts_follow()
+        last = self._only_drafts_follow
         if behind:
             account.drafted(behind)
-            self._draft(batch, behind, states, pending, batch.seq_lens)
+            self._draft(batch, behind, states, pending, batch.seq_lens, last)
         if plan.ahead:
             account.drafted(plan.ahead, ahead=True)
-            self._draft(batch, plan.ahead, states, emission.pending, emission.new_lengths)
+            self._draft(batch, plan.ahead, states, emission.pending, emission.new_lengths, last)
         self._accounts.append(account)
         return emission.result()
 
@@ -288,12 +289,17 @@ class VeriCacheWorker(BaseSpecWorker):
             plan.most_drafted if self.planner.ahead else None,
         )
 
-    def _draft(self, batch, work, states, pending, committed) -> None:
+    def _draft(self, batch, work, states, pending, committed, loaded=None) -> None:
         drafted = [states[i].drafted for i, _ in work]
         with self.phases("draft", self.pace.drafting(work)):
-            self.drafter.run(batch, work, drafted, pending, committed)
+            self.drafter.run(batch, work, drafted, pending, committed, loaded)
         for i, count in work:
             states[i].drafted += count
+
+    def _only_drafts_follow(self) -> None:
+        """The rest of the step reads and writes nothing that others than this worker may write:
+        SGLang's scheduler waits for this event instead of the whole step where there is one."""
+        self.model_runner.shared_read_done_event = self.rotation.only_drafts_follow()
 
     def _verify(self, states, work, prepared: PreparedVerify, emission: Emission) -> Verified:
         with self.phases("verify", self.pace.verifying(work)):
@@ -369,31 +375,4 @@ class VeriCacheWorker(BaseSpecWorker):
         return {"vericache": self.status()}
 
     def status(self) -> dict[str, Any]:
-        """For the info endpoint."""
-        allocator = self.pool.allocator
-        status = {
-            "drafting": self.drafting,
-            "config": self.config.describe(),
-            "draft_pool": {
-                "tokens": allocator.total,
-                "used_tokens": allocator.used,
-                "bytes": self.pool.storage.row_bytes * allocator.total,
-                "format": self.pool.storage.format.name,
-            },
-            "phase_seconds": dict(self.phases.seconds),
-            "horizons": self.pace.describe(),
-            "rounds_in_parts": self.pace.rounds_in_parts,
-            "plain_together": self.pace.plain_together,
-            "rounds_ahead": self.planner.rounds_ahead,
-            "hooks": applied_hooks(),
-        }
-        if self.requests is None:
-            return status
-        return status | {
-            "spans": self.tree_cache.spans.describe(),
-            "offload": vars(self.rotation.numbers()),
-            "cascade": self.cascade.describe(),
-            "requests": len(self.requests),
-            "totals": self.requests.total.describe(self.row_bytes)
-            | {"draft_rows_limit_exceeded": self.requests.total.draft_rows_limit_exceeded},
-        }
+        return status_of(self)

@@ -48,6 +48,7 @@ FREE_OF_SGLANG = (
         "rounds/stagger.py",
         "rounds/step_watch.py",
         "rounds/rotation.py",
+        "rounds/rotation_costs.py",
         "rounds/rotation_setup.py",
         "rounds/draft_room.py",
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from sglang.srt.managers.schedule_batch import ScheduleBatch
@@ -29,6 +29,7 @@ class Drafter:
         drafted: Sequence[int],
         pending: torch.Tensor,
         committed: torch.Tensor,
+        loaded: Callable[[], None] | None = None,
     ) -> None:
         """Draft ``count`` more tokens for each (index, count) of ``work``.
 
@@ -36,6 +37,8 @@ class Drafter:
             drafted: tokens that each request of ``work`` has drafted already.
             pending: ``[bs]`` the token of each request whose KV is not computed yet.
             committed: ``[bs]`` tokens of each whose KV is.
+            loaded: called when all that the device still has to read of the arguments lies before
+                the current stream's end.
 
         Precondition: the row of each request holds a slot for every token drafted here.
         """
@@ -52,6 +55,8 @@ class Drafter:
         lengths = positions + step.rows.offsets[requests] + 1
         size = self.graphs.size_for(len(work)) if self.graphs is not None else None
         step.load(requests, tokens, positions, lengths, done, wanted, size or len(work))
+        if loaded is not None:
+            loaded()
         for _ in range(max(count for _, count in work)):
             if size is not None:
                 self.graphs.replay(size)

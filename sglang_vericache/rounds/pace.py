@@ -121,7 +121,7 @@ class Pace:
             if batch.drafters or self._shown is None:
                 self._shown = batch
             self._round = _Round(batch, self._choice.horizon, usual=not batch.rotating)
-        elif batch.requests != self._round.batch.requests:
+        elif batch.rotating or batch.requests != self._round.batch.requests:
             self._round.usual = False
         return self._choice
 

@@ -15,8 +15,8 @@ class Candidate:
         index: its place in the batch.
         drafts: it has a draft view and nothing that drafting cannot serve.
         drafted: tokens drafted since its last verification.
-        room: most tokens it may have drafted before the next one: the horizon, less near the end
-            of its output or of the context.
+        room: most tokens it may have drafted before the next one: the horizon, or what it drafts
+            while it waits for its full KV; less near the end of its output or of the context.
         group: whose turn it verifies in.
         full: its full KV can be read now; else it drafts, and accepts nothing.
         rotates: its full KV is to leave again: it is verified as soon as it has drafted enough,
@@ -59,13 +59,13 @@ class RoundPlan:
 
     @property
     def drafts(self) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
-        """``draft`` in two parts: before the verification and behind it.
+        """``draft`` in two parts: before what reads full KV and behind it.
 
         Behind it where nobody verifies what is drafted in this step: the host, which waits for
         the yields, prepares the next step meanwhile. Never in two passes.
         """
         verifies = {index for index, _ in self.verify}
-        if not verifies or any(index in verifies for index, _ in self.draft):
+        if any(index in verifies for index, _ in self.draft):
             return self.draft, ()
         return (), self.draft
 

@@ -191,10 +191,11 @@ class Rotation:
         self.counters.attached += len(self.residency.arrive())
         return moves.rotating
 
-    def only_drafts_follow(self) -> None:
+    def only_drafts_follow(self) -> Any:
         """The rest of this step reads no full KV: what leaves the device in the next one may be
-        overwritten while the device still drafts."""
+        overwritten while the device still drafts. Returns an event that says so, or None."""
         self._reads = self.residency.mark_reads()
+        return self._reads
 
     def paced(self, choice: Choice) -> Choice:
         """Of this step, which is shorter where the link would wait for its end."""
@@ -216,7 +217,7 @@ class Rotation:
                 continue
             if not self.residency.is_full(reqs[i]):
                 raise AssertionError(f"request {reqs[i].rid} is read while its row is empty")
-            self.residency.is_read(reqs[i])
+            self.residency.note_read(reqs[i])
         working = {i for i, _ in plan.draft}
         idle = [i for i, s in enumerate(states) if not s.full and i not in working]
         for i, state in enumerate(states):

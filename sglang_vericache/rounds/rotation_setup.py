@@ -48,7 +48,7 @@ class NoRotation:
         pass
 
     def only_drafts_follow(self) -> None:
-        pass
+        return None
 
     def paced(self, choice: Choice) -> Choice:
         return choice

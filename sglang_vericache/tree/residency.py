@@ -112,7 +112,7 @@ class Residency:
         seat = self._seats.get(req.rid)
         return seat is None or seat.place is Place.ATTACHED
 
-    def is_read(self, req: Any) -> None:
+    def note_read(self, req: Any) -> None:
         """The step that begins computes over its full KV. Precondition: `is_full`."""
         seat = self._seats.get(req.rid)
         if seat is not None:

@@ -15,10 +15,13 @@ RUNNING, OUTPUT = len(LENGTHS), 40
 NEEDED = sum(LENGTHS) + RUNNING * (OUTPUT + 2 * (HORIZON + 1))
 # A pool for the phases of the identity suite: the longest request and a little.
 BREADTH_POOL = 4_000
+ROTATING = (
+    *("--vericache-offload", "always", "--vericache-host-memory", "256MiB"),
+    *("--chunked-prefill-size", "256"),
+)
 OFFLOAD = (
     *("--enable-vericache", "--vericache-min-context", str(MIN_CONTEXT), *BY_RATIO),
-    *("--vericache-horizon", str(HORIZON), "--vericache-offload", "always"),
-    *("--vericache-host-memory", "256MiB", "--chunked-prefill-size", "256"),
+    *("--vericache-horizon", str(HORIZON), *ROTATING),
 )
 
 

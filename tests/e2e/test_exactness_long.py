@@ -7,6 +7,7 @@ from breadth import breadth_phases
 from compare import Verdict, judge
 from conftest import DRAFT_FLAGS, REAL_FLAGS, TINY_FLAGS
 from depth import ChatPrompts, depth_phases
+from rotation_load import BREADTH_POOL, ROTATING, assert_rotated
 from servers import server
 
 from benchmarks.rows import Row, append
@@ -14,6 +15,8 @@ from benchmarks.rows import Row, append
 pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 TINY_SCALE, REAL_SCALE = 12, 3
+OFFLOADING = "snapkv ahead, offloading"
+AHEAD = ("--vericache-horizon", "8", "--vericache-draft-ahead", "on")
 
 
 def measure(model, phases, flags, ours, log) -> tuple[Verdict, dict]:
@@ -52,8 +55,10 @@ def report(case: str, model: str, flags: tuple[str, ...], verdict: Verdict) -> N
     [
         ("snapkv", ("--vericache-horizon", "8")),
         # As on a GPU.
-        ("snapkv ahead", ("--vericache-horizon", "8", "--vericache-draft-ahead", "on")),
+        ("snapkv ahead", AHEAD),
         ("keydiff staggered", ("--vericache-compressor", "keydiff", "--vericache-stagger", "2")),
+        # The pool holds the longest request and a little.
+        (OFFLOADING, (*AHEAD, *ROTATING, "--max-total-tokens", str(BREADTH_POOL))),
     ],
 )
 def test_tiny_thousand(tiny_model, logs, name, ours):
@@ -72,6 +77,9 @@ def test_tiny_thousand(tiny_model, logs, name, ours):
     assert not verdict.problems, "\n".join(verdict.problems)
     assert verdict.accepted_per_round >= 2
     assert status["totals"]["draft_rows_limit_exceeded"] == 0
+    if name == OFFLOADING:
+        assert_rotated(status)
+        assert status["rounds_ahead"] > 0
 
 
 def test_real_model(real_model, logs):

@@ -89,6 +89,27 @@ def test_another_release_is_left_alone(monkeypatch):
     monkeypatch.setattr(plugin, "installed_sglang", lambda: "0.5.24")
     monkeypatch.setattr(plugin, "_register", lambda hooks: pytest.fail("hooked"))
     plugin.activate()
+    monkeypatch.setenv("SGLANG_VERICACHE_ENABLE", "0")
+    plugin.activate()
+
+
+@pytest.mark.parametrize("way", ["flag", "variable", "armed"])
+def test_another_release_says_so_where_the_flag_is_used(monkeypatch, way):
+    """Catches `unrecognized arguments`, which names no reason, and a server that runs without
+    drafting because the variable means nothing to it."""
+    monkeypatch.setattr(plugin, "installed_sglang", lambda: "0.5.24")
+    if way == "flag":
+        monkeypatch.setattr("sys.argv", ["launch_server", "--enable-vericache"])
+    else:
+        names = {"variable": "SGLANG_VERICACHE_ENABLE", "armed": "_SGLANG_VERICACHE_ARMED"}
+        monkeypatch.setenv(names[way], "1")
+    with pytest.raises(SystemExit, match=r"needs sglang==0\.5\.23, found 0\.5\.24"):
+        plugin.activate()
+    monkeypatch.setenv("SGLANG_VERICACHE_ENABLE", "perhaps")
+    monkeypatch.setattr("sys.argv", ["launch_server"])
+    monkeypatch.delenv("_SGLANG_VERICACHE_ARMED", raising=False)
+    with pytest.raises(SystemExit, match="neither yes nor no"):
+        plugin.activate()
 
 
 @pytest.mark.parametrize(

@@ -83,10 +83,14 @@ def test_edges_are_accepted(fields):
     assert {name: getattr(config, name) for name in fields} == fields
 
 
-@pytest.mark.parametrize(("horizon", "fold", "width", "tail"), [(1, 65, 2, 69), (16, 256, 17, 290)])
-def test_derived_lengths(horizon, fold, width, tail):
-    """Catches a verify width without the pending token, or a tail without room for two rounds."""
-    config = VeriCacheConfig(horizon=horizon, fold_tail_tokens=fold)
+@pytest.mark.parametrize(
+    ("horizon", "fold", "offload", "width", "tail"),
+    [(1, 65, "off", 2, 69), (16, 256, "off", 17, 290), (16, 256, "auto", 34, 307)],
+)
+def test_derived_lengths(horizon, fold, offload, width, tail):
+    """Catches a verify width without the pending token, and a tail without room for a round and
+    the next one that is drafted behind it."""
+    config = VeriCacheConfig(horizon=horizon, fold_tail_tokens=fold, offload=offload)
     assert (config.verify_width, config.tail_capacity) == (width, tail)
 
 

@@ -240,7 +240,7 @@ def test_who_is_away_drafts_on_while_it_waits():
 @pytest.mark.parametrize(
     ("draft", "verify", "first", "behind"),
     [
-        pytest.param(((0, 4),), (), ((0, 4),), (), id="nobody-verifies"),
+        pytest.param(((0, 4),), (), (), ((0, 4),), id="nobody-verifies"),
         pytest.param(((0, 4), (1, 2)), ((2, 15),), (), ((0, 4), (1, 2)), id="others-verify"),
         pytest.param(((0, 4), (1, 2)), ((1, 15),), ((0, 4), (1, 2)), (), id="one-verifies-at-once"),
     ],
