@@ -97,7 +97,7 @@ def lines(options: argparse.Namespace, best: float) -> Iterator[dict]:
         for name in FORMATS:
             if options.format not in (None, name):
                 continue
-            case = Case(shape, create_format(name, torch.bfloat16), options.scattered)
+            case = Case(shape, create_format(name, torch.bfloat16, shape.dim), options.scattered)
             head = {"shape": shape.name, "format": name}
             if options.sweep:
                 yield from sweep(case, head, best)

@@ -14,11 +14,17 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sglang_vericache.compressors.base import ScoreInputs, Scorer
 from sglang_vericache.compressors.registry import SCORERS
 from sglang_vericache.config import VeriCacheConfig
 from sglang_vericache.flags import CONFIG_HELP, FLAGS, SWITCH_HELP
+from sglang_vericache.forecast.shape import KNOWN
+from sglang_vericache.host_tier import CONTRADICTIONS
+from sglang_vericache.kernels.pool_format import create_format
 from sglang_vericache.metrics import DraftCounters, RowBytes, SpanCounters
+from sglang_vericache.pool.sizing import draft_share_bytes
 from sglang_vericache.prometheus import METRICS
 from sglang_vericache.request_options import RequestOptions
 from sglang_vericache.sources import (
@@ -29,6 +35,7 @@ from sglang_vericache.sources import (
     option_of,
     variable_of,
 )
+from sglang_vericache.support import ACCEPTED, EXCLUDED, accepted_words
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKER = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
@@ -285,6 +292,35 @@ def _headline(path: Path) -> str:
     return " ".join(text.split("\n\n")[0].split()).replace("``", "`").replace("|", "&#124;")
 
 
+def server_settings() -> str:
+    """What SGLang's other flags may be beside ours."""
+    rows = [(code(flag), accepted_words(attribute, values)) for attribute, values, flag in ACCEPTED]
+    rows += [(code(flag), "left out") for _, flag in EXCLUDED]
+    rows += [
+        (code(flag), f"{'left out' if not value else value}, with `--vericache-offload`")
+        for attribute, value, flag in CONTRADICTIONS
+        if attribute not in {known for known, *_ in ACCEPTED}
+    ]
+    return table(("flag", "accepted"), rows)
+
+
+def draft_shares() -> str:
+    """Of the KV memory, for models of a known shape."""
+    rows = []
+    for shape in KNOWN.values():
+        shares = []
+        for name in ("bfloat16", "fp8_e4m3", "int4"):
+            draft_row = shape.rows * create_format(name, torch.bfloat16, shape.head_dim).row_bytes(
+                shape.head_dim
+            )
+            # For the share of a memory of 400,000 tokens, whose rows are equally large.
+            budget = 400_000 * shape.token_bytes
+            taken = draft_share_bytes(VeriCacheConfig(), budget, shape.token_bytes, draft_row)
+            shares.append(f"{taken / budget:.0%}")
+        rows.append((shape.name, f"{shape.token_bytes / 1024:.0f} KiB", *shares))
+    return table(("model", "full KV of a token", "bfloat16", "fp8_e4m3", "int4"), rows)
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "flags": flags,
     "names": names,
@@ -300,6 +336,8 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "exactness": exactness,
     "rescored": rescored,
     "selection": selection,
+    "server-settings": server_settings,
+    "draft-shares": draft_shares,
     "rooms": rooms,
     "files": files,
 }

@@ -87,7 +87,8 @@ class VeriCacheConfig:
             by expected tokens a second; "fixed" keeps to it; "auto" is adaptive on a GPU.
         max_step_ms: milliseconds that an adaptive scheduler step should last at most: a round
             takes several steps, or a step several plain tokens, to come near it.
-        draft_dtype: pool format of the compressed KV; "auto" keeps the model's.
+        draft_dtype: pool format of the compressed KV; "auto" is int4 for a KV pool of 16-bit
+            numbers, and keeps others.
         draft_memory_bytes: size of the draft pool; None means sized from the main pool.
         min_context_tokens: shorter contexts are decoded plainly.
         stagger_groups: the running requests take turns verifying in this many groups.

@@ -162,7 +162,8 @@ FLAGS: tuple[Flag, ...] = (
         "draft_dtype",
         _one_of("vericache_draft_dtype", DRAFT_DTYPES),
         "|".join(DRAFT_DTYPES),
-        "How the compressed caches are stored (default auto: as the KV pool).",
+        "How the compressed caches are stored (default auto: in 4 bits for a KV pool of 16-bit "
+        "numbers, else as that pool).",
     ),
     Flag(
         "vericache_draft_memory",

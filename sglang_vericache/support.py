@@ -22,48 +22,59 @@ PLAIN_IS_FASTER = "plain_is_faster"
 SAMPLING = "sampling"
 
 
+# Attributes of SGLang's ServerArgs, what is accepted of each, and the flag.
+ACCEPTED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("page_size", (None, 1), "--page-size"),
+    ("tp_size", (1,), "--tp-size"),
+    ("pp_size", (1,), "--pp-size"),
+    ("dp_size", (1,), "--dp-size"),
+    ("dcp_size", (1,), "--dcp-size"),
+    ("disaggregation_mode", ("null",), "--disaggregation-mode"),
+    ("radix_cache_backend", (None, "vericache"), "--radix-cache-backend"),
+    ("kv_cache_dtype", ("auto", "bfloat16", "bf16"), "--kv-cache-dtype"),
+    ("uno_lora_path", (None,), "--uno-lora-path"),
+    ("speculative_algorithm", (ALGORITHM,), "--speculative-algorithm"),
+    ("hicache_storage_backend", (None,), "--hicache-storage-backend"),
+    ("hicache_host_memory_mode", (None, "cache"), "--hicache-host-memory-mode"),
+)
+# Switches that have to stay off.
+EXCLUDED = (
+    ("enable_mixed_chunk", "--enable-mixed-chunk"),
+    ("is_embedding", "--is-embedding"),
+    ("enable_dp_attention", "--enable-dp-attention"),
+    ("enable_two_batch_overlap", "--enable-two-batch-overlap"),
+    ("enable_pdmux", "--enable-pdmux"),
+    ("enable_lmcache", "--enable-lmcache"),
+    ("enable_mis", "--enable-mis"),
+    ("enable_flexkv", "--enable-flexkv"),
+    ("enable_hisparse", "--enable-hisparse"),
+    ("enable_unified_memory", "--enable-unified-memory"),
+    ("enable_unified_cache_external_linker", "--enable-unified-cache-external-linker"),
+    ("enable_return_routed_experts", "--enable-return-routed-experts"),
+    ("speculative_adaptive", "--speculative-adaptive"),
+)
+
+
+def accepted_words(attribute: str, accepted: tuple[Any, ...]) -> str:
+    if attribute == "speculative_algorithm":
+        return "no other"
+    return " or ".join("unset" if value is None else str(value) for value in accepted)
+
+
 def validate_server(settings: Any) -> str | None:
     """Why ``--enable-vericache`` cannot run with these server settings, or None.
 
     Args:
         settings: resolved ServerArgs, or anything with its attributes.
     """
-    for attribute, accepted, flag in (
-        ("page_size", (None, 1), "--page-size"),
-        ("tp_size", (1,), "--tp-size"),
-        ("pp_size", (1,), "--pp-size"),
-        ("dp_size", (1,), "--dp-size"),
-        ("dcp_size", (1,), "--dcp-size"),
-        ("disaggregation_mode", ("null",), "--disaggregation-mode"),
-        ("radix_cache_backend", (None, "vericache"), "--radix-cache-backend"),
-        ("kv_cache_dtype", ("auto", "bfloat16", "bf16"), "--kv-cache-dtype"),
-        ("uno_lora_path", (None,), "--uno-lora-path"),
-        ("speculative_algorithm", (ALGORITHM,), "--speculative-algorithm"),
-        ("hicache_storage_backend", (None,), "--hicache-storage-backend"),
-        ("hicache_host_memory_mode", (None, "cache"), "--hicache-host-memory-mode"),
-    ):
+    for attribute, accepted, flag in ACCEPTED:
         value = getattr(settings, attribute, accepted[0])
         if value not in accepted:
-            shown = " or ".join("unset" if a is None else str(a) for a in accepted)
             return (
                 f"--enable-vericache does not work with {flag} {value}: "
-                f"it accepts {shown if attribute != 'speculative_algorithm' else 'no other'}."
+                f"it accepts {accepted_words(attribute, accepted)}."
             )
-    for attribute, flag in (
-        ("enable_mixed_chunk", "--enable-mixed-chunk"),
-        ("is_embedding", "--is-embedding"),
-        ("enable_dp_attention", "--enable-dp-attention"),
-        ("enable_two_batch_overlap", "--enable-two-batch-overlap"),
-        ("enable_pdmux", "--enable-pdmux"),
-        ("enable_lmcache", "--enable-lmcache"),
-        ("enable_mis", "--enable-mis"),
-        ("enable_flexkv", "--enable-flexkv"),
-        ("enable_hisparse", "--enable-hisparse"),
-        ("enable_unified_memory", "--enable-unified-memory"),
-        ("enable_unified_cache_external_linker", "--enable-unified-cache-external-linker"),
-        ("enable_return_routed_experts", "--enable-return-routed-experts"),
-        ("speculative_adaptive", "--speculative-adaptive"),
-    ):
+    for attribute, flag in EXCLUDED:
         if getattr(settings, attribute, False):
             return f"--enable-vericache does not work with {flag}: leave that flag out."
     return None

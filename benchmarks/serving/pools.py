@@ -46,7 +46,7 @@ def row_bytes(model: str) -> RowBytes:
 
     name = model.removeprefix(PREFIX)
     shape = shape_from(name, SHAPES[name]) if model.startswith(PREFIX) else shape_of(model)
-    draft = create_format(DRAFT_DTYPE, torch.bfloat16).row_bytes(shape.head_dim)
+    draft = create_format(DRAFT_DTYPE, torch.bfloat16, shape.head_dim).row_bytes(shape.head_dim)
     return RowBytes(draft=shape.rows * draft, full=shape.token_bytes)
 
 

@@ -25,17 +25,16 @@ def draft_pool_bytes(configurator, budget_bytes: int) -> int:
     from sglang.srt.runtime_context import get_parallel, get_server_args
 
     from sglang_vericache.host_tier import tier_of
-    from sglang_vericache.kernels.pool_format import create_format
+    from sglang_vericache.kernels.pool_format import DenseFormat, create_format
     from sglang_vericache.pool.sizing import draft_share_bytes
 
     config = config_of(get_server_args())
     model = configurator.model_config
     heads = model.get_num_kv_heads(get_parallel().attn_tp_size)
     rows = configurator.layer_info.num_effective_layers * heads
-    main, draft = (
-        create_format(name, configurator.kv_cache_dtype).row_bytes(model.head_dim) * rows
-        for name in ("auto", config.draft_dtype)
-    )
+    dtype = configurator.kv_cache_dtype
+    formats = DenseFormat(dtype), create_format(config.draft_dtype, dtype, model.head_dim)
+    main, draft = (each.row_bytes(model.head_dim) * rows for each in formats)
     tier = tier_of(get_server_args(), config, configurator.model)
     taken = draft_share_bytes(config, budget_bytes, main, draft, tier)
     logger.info("Draft KV pool takes %.2f of %.2f GiB.", taken / 2**30, budget_bytes / 2**30)

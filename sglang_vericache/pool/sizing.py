@@ -153,7 +153,7 @@ def create_pool(
     keys = main_pool.get_key_buffer(main_pool.start_layer)
     _, heads, head_dim = keys.shape
     layers = main_pool.layer_num
-    pool_format = create_format(config.draft_dtype, keys.dtype)
+    pool_format = create_format(config.draft_dtype, keys.dtype, head_dim)
     row_bytes = layers * heads * pool_format.row_bytes(head_dim)
     if config.draft_memory_bytes is None:
         slots = _automatic(config, main_pool, max_requests, row_bytes, tier)

@@ -158,11 +158,15 @@ def test_layers_start_aligned(pool_format, dim):
 
 
 def test_registry():
-    """Catches a name of the flag without a format, and "auto" that ignores the model's dtype."""
-    assert create_format("auto", torch.float16) == DenseFormat(torch.float16)
-    assert create_format("int4", torch.float16) == Int4Format()
+    """Catches a name of the flag without a format, and "auto" that ignores the model's dtype, or
+    takes a format that its heads do not fit."""
+    assert create_format("auto", torch.float32, 64) == DenseFormat(torch.float32)
+    assert create_format("auto", torch.float16, 72) == DenseFormat(torch.float16)
+    for dtype in (torch.float16, torch.bfloat16):
+        assert create_format("auto", dtype, 80) == Int4Format()
+    assert create_format("int4", torch.float32, 64) == Int4Format()
     for name in FORMATS:
         if name != "auto":
-            assert create_format(name, torch.bfloat16).name == name
+            assert create_format(name, torch.bfloat16, 64).name == name
     with pytest.raises(ValueError, match=r"'int3'.*auto.*fp8_e4m3, int4"):
-        create_format("int3", torch.bfloat16)
+        create_format("int3", torch.bfloat16, 64)
