@@ -19,6 +19,8 @@ ROTATING = (
     *("--vericache-offload", "always", "--vericache-host-memory", "256MiB"),
     *("--chunked-prefill-size", "256"),
 )
+# The order of a GPU's steps.
+AHEAD = ("--vericache-draft-ahead", "on")
 OFFLOAD = (
     *("--enable-vericache", "--vericache-min-context", str(MIN_CONTEXT), *BY_RATIO),
     *("--vericache-horizon", str(HORIZON), *ROTATING),

@@ -7,7 +7,7 @@ from breadth import breadth_phases
 from compare import Verdict, judge
 from conftest import DRAFT_FLAGS, REAL_FLAGS, TINY_FLAGS
 from depth import ChatPrompts, depth_phases
-from rotation_load import BREADTH_POOL, ROTATING, assert_rotated
+from rotation_load import AHEAD, BREADTH_POOL, ROTATING, assert_rotated
 from servers import server
 
 from benchmarks.rows import Row, append
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 TINY_SCALE, REAL_SCALE = 12, 3
 OFFLOADING = "snapkv ahead, offloading"
-AHEAD = ("--vericache-horizon", "8", "--vericache-draft-ahead", "on")
+AS_ON_GPU = ("--vericache-horizon", "8", *AHEAD)
 
 
 def measure(model, phases, flags, ours, log) -> tuple[Verdict, dict]:
@@ -54,11 +54,10 @@ def report(case: str, model: str, flags: tuple[str, ...], verdict: Verdict) -> N
     ("name", "ours"),
     [
         ("snapkv", ("--vericache-horizon", "8")),
-        # As on a GPU.
-        ("snapkv ahead", AHEAD),
+        ("snapkv ahead", AS_ON_GPU),
         ("keydiff staggered", ("--vericache-compressor", "keydiff", "--vericache-stagger", "2")),
         # The pool holds the longest request and a little.
-        (OFFLOADING, (*AHEAD, *ROTATING, "--max-total-tokens", str(BREADTH_POOL))),
+        (OFFLOADING, (*AS_ON_GPU, *ROTATING, "--max-total-tokens", str(BREADTH_POOL))),
     ],
 )
 def test_tiny_thousand(tiny_model, logs, name, ours):

@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 from compare import judge
 from conftest import TINY_FLAGS, Reference
-from rotation_load import BREADTH_POOL, HORIZON, OFFLOAD, assert_rotated, assert_same, pool
+from rotation_load import AHEAD, BREADTH_POOL, HORIZON, OFFLOAD, assert_rotated, assert_same, pool
 from servers import server
 from test_interruptions import settle
 
 pytestmark = pytest.mark.e2e
-
-AHEAD = ("--vericache-draft-ahead", "on")
 
 
 def run(reference: Reference, log: Path, flags, env=None):

@@ -13,7 +13,7 @@ from breadth import ANY_END, tokens
 from cases import Call
 from compare import judge
 from conftest import TINY_FLAGS
-from rotation_load import OFFLOAD, abort_soon, assert_rotated, assert_same, pool
+from rotation_load import AHEAD, OFFLOAD, abort_soon, assert_rotated, assert_same, pool
 from servers import server
 from test_interruptions import settle
 
@@ -39,7 +39,8 @@ def test_half_an_hour(tiny_model, logs, offload_reference):
     """Every answer is the reference's, nothing is left between the waves, and memory stays."""
     reference = offload_reference
     rng, sizes = random.Random(5), []
-    with server(tiny_model, logs / "soak.log", (*TINY_FLAGS, *OFFLOAD, *pool(4))) as client:
+    flags = (*TINY_FLAGS, *OFFLOAD, *AHEAD, *pool(4))
+    with server(tiny_model, logs / "soak.log", flags) as client:
         ends = time.monotonic() + SOAK_S
         while time.monotonic() < ends:
             calls = rng.sample(reference.calls, rng.randint(6, len(reference.calls)))
@@ -58,6 +59,7 @@ def test_half_an_hour(tiny_model, logs, offload_reference):
             status = settle(client)
             sizes.append(resident())
         assert_rotated(status)
+        assert status["rounds_ahead"] > 0
     third = len(sizes) // 3
     assert third > 3, "too few waves to tell a slope"
     first, last = sizes[third // 2 : third], sizes[-third:]  # the very first still fill pools
