@@ -219,6 +219,8 @@ class Numbers:
     Attributes:
         drafting: whether drafting is switched on.
         phase_seconds: time by phase of the scheduler step.
+        rounds_ahead: steps that drafted the next round behind a verification.
+        shared_tokens: of context that verifications did not read again, because requests share it.
     """
 
     drafting: bool
@@ -228,6 +230,8 @@ class Numbers:
     pool_used_tokens: int
     pool_tokens: int
     phase_seconds: Mapping[str, float]
+    rounds_ahead: int = 0
+    shared_tokens: int = 0
     offload: OffloadNumbers = OffloadNumbers()
 
 

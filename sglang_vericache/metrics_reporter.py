@@ -73,5 +73,7 @@ def numbers_of(worker: Any) -> Numbers:
         pool_used_tokens=worker.pool.allocator.used,
         pool_tokens=worker.pool.allocator.total,
         phase_seconds=worker.phases.seconds,
+        rounds_ahead=worker.planner.rounds_ahead,
+        shared_tokens=worker.cascade.saved_tokens if started else 0,
         offload=worker.rotation.numbers() if started else OffloadNumbers(),
     )

@@ -78,6 +78,20 @@ METRICS = (
         lambda n: n.total.bytes_full(n.row_bytes),
     ),
     Metric(
+        "kv_shared_bytes_total",
+        "counter",
+        "Of the bytes of the full cache in kv_read_bytes_total, those that were read for another "
+        "request at the same time (--vericache-cascade).",
+        lambda n: n.shared_tokens * n.row_bytes.full,
+    ),
+    Metric(
+        "rounds_ahead_total",
+        "counter",
+        "Scheduler steps that drafted the next round behind a verification "
+        "(--vericache-draft-ahead).",
+        lambda n: n.rounds_ahead,
+    ),
+    Metric(
         "spans_built_total",
         "counter",
         "Compressed spans selected from a prompt or a whole path.",

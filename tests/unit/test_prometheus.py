@@ -34,6 +34,8 @@ def numbers(factor: int = 1) -> Numbers:
         pool_used_tokens=70,
         pool_tokens=100,
         phase_seconds=dict.fromkeys(PHASES, 0.5 * factor),
+        rounds_ahead=2 * factor,
+        shared_tokens=9 * factor,
     )
 
 
@@ -71,6 +73,8 @@ def test_values(registry, exporter):
     assert value(registry, "kv_read_bytes_total", cache="draft") == 200
     assert value(registry, "kv_read_bytes_total", cache="full") == 400
     assert value(registry, "kv_plain_bytes_total") == 4000
+    assert value(registry, "kv_shared_bytes_total") == 72
+    assert value(registry, "rounds_ahead_total") == 2
     assert value(registry, "spans_built_total") == 2
     assert value(registry, "spans_reused_total") == 5
     assert value(registry, "spans_dropped_total") == 1
