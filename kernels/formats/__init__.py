@@ -9,17 +9,19 @@ import torch
 from sglang_vericache.kernels.formats.base import PoolFormat
 from sglang_vericache.kernels.formats.dense import DenseFormat
 from sglang_vericache.kernels.formats.fp8 import Fp8Format
-from sglang_vericache.kernels.formats.hadamard import rotation_block
-from sglang_vericache.kernels.formats.int4 import SMALLEST_BLOCK, Int4Format
+from sglang_vericache.kernels.formats.int4 import Int4Format
 
 __all__ = ["FORMATS", "DenseFormat", "Fp8Format", "Int4Format", "PoolFormat", "create_format"]
+
+# At which the kernels over four bits are tested.
+TESTED_DIMS = (64, 80, 96, 128, 256)
 
 
 def _automatic(model_dtype: torch.dtype, head_dim: int) -> PoolFormat:
     """Four bits instead of sixteen, as measured: a draft reads a quarter of the bytes in less than
     half the time (benchmarks/results/kernels.jsonl), and a round of the default compressor brings
     98 % of the tokens."""
-    if model_dtype.itemsize == 2 and rotation_block(head_dim) >= SMALLEST_BLOCK:
+    if model_dtype.itemsize == 2 and head_dim in TESTED_DIMS:
         return Int4Format()
     return DenseFormat(model_dtype)
 
@@ -39,8 +41,8 @@ def create_format(name: str, model_dtype: torch.dtype, head_dim: int) -> PoolFor
     """The format called ``name``.
 
     Args:
-        model_dtype, head_dim: of the main pool; "auto" is four bits for one of 16-bit numbers, and
-            keeps others.
+        model_dtype, head_dim: of the main pool; "auto" is four bits for 16-bit numbers in heads of
+            the usual sizes, and keeps others.
 
     Raises:
         ValueError: no such format; the message lists the names.

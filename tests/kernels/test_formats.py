@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -161,9 +163,9 @@ def test_registry():
     """Catches a name of the flag without a format, and "auto" that ignores the model's dtype, or
     takes a format that its heads do not fit."""
     assert create_format("auto", torch.float32, 64) == DenseFormat(torch.float32)
-    assert create_format("auto", torch.float16, 72) == DenseFormat(torch.float16)
-    for dtype in (torch.float16, torch.bfloat16):
-        assert create_format("auto", dtype, 80) == Int4Format()
+    assert create_format("auto", torch.float16, 112) == DenseFormat(torch.float16)
+    for dtype, dim in itertools.product((torch.float16, torch.bfloat16), HEAD_DIMS):
+        assert create_format("auto", dtype, dim) == Int4Format()
     assert create_format("int4", torch.float32, 64) == Int4Format()
     for name in FORMATS:
         if name != "auto":
