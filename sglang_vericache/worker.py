@@ -45,7 +45,8 @@ from sglang_vericache.rounds.step_planner import StepPlanner
 from sglang_vericache.rounds.view_keeper import ViewKeeper
 from sglang_vericache.status import status_of
 from sglang_vericache.support import draft_obstacle, validate_layers
-from sglang_vericache.tree.view_builder import FullKV, ViewBuilder
+from sglang_vericache.tree.full_kv import FullKV
+from sglang_vericache.tree.view_builder import ViewBuilder
 from sglang_vericache.tree.warm_up import warm_up
 from sglang_vericache.upload import to_device
 from sglang_vericache.verify.cascade import Cascade
@@ -170,7 +171,14 @@ class VeriCacheWorker(BaseSpecWorker):
             self.views, self.requests, self.tree_cache.path_of, self.requests.budget_of
         )
         self.keeper = ViewKeeper(
-            self.config, self.views, self.tree_cache, self.capture, self.pace, self.phases, room
+            self.config,
+            self.views,
+            self.tree_cache,
+            self.capture,
+            self.pace,
+            self.phases,
+            room,
+            not get_schedule().disable_overlap_schedule,
         )
         self.tree_cache.listener = self.requests
         self.rotation = create_rotation(

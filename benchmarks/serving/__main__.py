@@ -19,7 +19,7 @@ from benchmarks import registry, rows
 from benchmarks.serving.case_prompts import CHOSEN, model_name
 from benchmarks.serving.figures import WARM_TOKENS
 from benchmarks.serving.join import Comparison, summary
-from benchmarks.serving.pools import pools, row_bytes
+from benchmarks.serving.pools import pools, row_bytes, shape_for
 from benchmarks.serving.progress import spent_lines
 from benchmarks.serving.queue import host_flags, offload_flags, shared_set_up
 from benchmarks.serving.selection import read_selections, write_selections
@@ -182,7 +182,8 @@ def _with_pools(flags: str, case: registry.Case, model: str | None) -> str:
         return flags
     if "--enable-vericache" not in flags or "--vericache-draft-memory" in flags or model is None:
         return f"{flags} --max-total-tokens {case.pool_tokens}".strip()
-    split = pools(case, row_bytes(model), "--vericache-offload" in flags)
+    weights = shape_for(model).weight_bytes
+    split = pools(case, row_bytes(model), "--vericache-offload" in flags, weights)
     return f"{flags} {split.flags}"
 
 

@@ -13,7 +13,7 @@ from benchmarks.registry import Case
 from benchmarks.serving.shapes import PREFIX, SHAPES
 from sglang_vericache.compressors.budget import ALWAYS_KEPT_TOKENS, Budget
 from sglang_vericache.config import VeriCacheConfig
-from sglang_vericache.forecast.shape import shape_from, shape_of
+from sglang_vericache.forecast.shape import Shape, shape_from, shape_of
 from sglang_vericache.metrics import RowBytes
 
 # As the server sizes it by itself: no more of the KV memory than this for requests' drafts.
@@ -38,38 +38,71 @@ class Pools:
         return f"{main} --vericache-draft-memory {self.draft_bytes >> 20}MiB"
 
 
-def row_bytes(model: str) -> RowBytes:
+def shape_for(model: str) -> Shape:
     """Of ``shape:NAME`` or of a checkpoint folder."""
+    name = model.removeprefix(PREFIX)
+    return shape_from(name, SHAPES[name]) if model.startswith(PREFIX) else shape_of(model)
+
+
+def row_bytes(model: str) -> RowBytes:
+    """Of a token of that model in each pool."""
     import torch
 
     from sglang_vericache.kernels.pool_format import create_format
 
-    name = model.removeprefix(PREFIX)
-    shape = shape_from(name, SHAPES[name]) if model.startswith(PREFIX) else shape_of(model)
+    shape = shape_for(model)
     draft = create_format(DRAFT_DTYPE, torch.bfloat16, shape.head_dim).row_bytes(shape.head_dim)
     return RowBytes(draft=shape.rows * draft, full=shape.token_bytes)
 
 
-def pools(case: Case, row: RowBytes, offloads: bool) -> Pools:
+def pools(case: Case, row: RowBytes, offloads: bool, weight_bytes: int) -> Pools:
     """Of ours, together no larger than the case's pool.
 
     With offloading the draft pool holds views of all requests of the case, if that takes no more
-    than MOST_FOR_DRAFTS; without, of as many as find room beside it.
+    than MOST_FOR_DRAFTS; of fewer where one more then finds room with its full KV, as long as all
+    that can usefully run have one. Without, of as many as find room beside it.
+
+    Args:
+        weight_bytes: of the model.
     """
     assert case.pool_tokens is not None
     budget = case.pool_tokens * row.full
-    requests = case.requests
+    splits = [_split(case, row, budget, views) for views in range(1, case.requests + 1)]
     if not offloads:
-        while requests > 1:
-            used = main_tokens(case, requests) * row.full + draft_slots(case, requests) * row.draft
-            if used <= budget:
-                break
-            requests -= 1
-    draft = draft_slots(case, requests) * row.draft
-    if offloads:
-        draft = min(draft, int(MOST_FOR_DRAFTS * budget))
+        holding = [
+            split
+            for views, split in enumerate(splits, 1)
+            if main_tokens(case, views) <= split.main_tokens
+        ]
+        return holding[-1] if holding else splits[0]
+    serving = [
+        split
+        for views, split in enumerate(splits, 1)
+        if views >= min(_useful(case, row, split, weight_bytes), case.requests)
+    ]
+    return max(serving, key=lambda split: (_attached(case, split), split.draft_bytes))
+
+
+def _split(case: Case, row: RowBytes, budget: int, views: int) -> Pools:
+    draft = min(draft_slots(case, views) * row.draft, int(MOST_FOR_DRAFTS * budget))
     draft = math.ceil(draft / (1 << 20)) << 20  # the flag's unit
     return Pools((budget - draft) // row.full, draft)
+
+
+def _useful(case: Case, row: RowBytes, split: Pools, weight_bytes: int) -> int:
+    """Requests that can usefully run, by the server's own rule."""
+    from sglang_vericache.pool.sizing import HostTier
+
+    tier = HostTier(1 << 60, None, weight_bytes)
+    tokens = tier.running_tokens(split.main_tokens, row.full)
+    return math.ceil(case.requests * tokens / main_tokens(case, case.requests))
+
+
+def _attached(case: Case, split: Pools) -> int:
+    """Requests whose full KV the main pool holds, and what a verification may add."""
+    spare = VeriCacheConfig().verify_width
+    counts = range(1, case.requests + 1)
+    return sum(main_tokens(case, n) + 4 * n * spare <= split.main_tokens for n in counts)
 
 
 def main_tokens(case: Case, requests: int) -> int:

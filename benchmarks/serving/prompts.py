@@ -15,6 +15,7 @@ import pydoc_data.topics
 import random
 import re
 import sysconfig
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
@@ -41,6 +42,8 @@ LEAST_FILE_BYTES = 2000
 LEAST_DOCSTRING = 500
 _DOCSTRING = re.compile(r'"""(.*?)"""', re.DOTALL)
 
+_LOADING = threading.Lock()
+
 
 class TooFewDocumentsError(RuntimeError):
     """The texts of this installation do not suffice."""
@@ -56,9 +59,11 @@ class Prompts:
 
     @classmethod
     def of_model(cls, model: str) -> Prompts:
-        from transformers import AutoTokenizer
+        # Its lazy modules are not safe to open from two threads, and sides may run at once.
+        with _LOADING:
+            from transformers import AutoTokenizer
 
-        return cls(AutoTokenizer.from_pretrained(model))
+            return cls(AutoTokenizer.from_pretrained(model))
 
     @staticmethod
     def kind(number: int) -> int:

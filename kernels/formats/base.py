@@ -41,3 +41,12 @@ class PoolFormat(ABC):
     @abstractmethod
     def decode(self, stored: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Inverse of `encode`, as far as the format keeps it."""
+
+    @abstractmethod
+    def stored_keys(self, stored: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Keys ``[..., head_dim]`` as `decode` gives them, or all of them turned by one rotation
+        where that saves undoing it: their lengths and the angles between them are the same.
+
+        Args:
+            stored: the storage tensors but the values.
+        """

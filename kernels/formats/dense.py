@@ -35,3 +35,6 @@ class DenseFormat(PoolFormat):
 
     def decode(self, stored: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         return stored["keys"], stored["values"]
+
+    def stored_keys(self, stored: dict[str, torch.Tensor]) -> torch.Tensor:
+        return stored["keys"]

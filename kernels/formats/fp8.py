@@ -42,6 +42,9 @@ class Fp8Format(PoolFormat):
     def decode(self, stored: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         return stored["keys"].view(E4M3).float(), stored["values"].view(E4M3).float()
 
+    def stored_keys(self, stored: dict[str, torch.Tensor]) -> torch.Tensor:
+        return stored["keys"].view(E4M3).float()
+
 
 def _saturating_cast(numbers: torch.Tensor) -> torch.Tensor:
     # Whether torch's own cast saturates depends on its version.

@@ -73,6 +73,11 @@ class Int4Format(PoolFormat):
         values = scales[..., 3:4] + scales[..., 2:3] * unpack_codes(stored["values"], block)
         return rotate(keys, block), rotate(values, block)
 
+    def stored_keys(self, stored: dict[str, torch.Tensor]) -> torch.Tensor:
+        block = _check(4 * stored["keys"].shape[-1])
+        scales = stored["scales"].float()
+        return scales[..., 1:2] + scales[..., 0:1] * unpack_codes(stored["keys"], block)
+
 
 def pack_codes(codes: torch.Tensor, block: int) -> torch.Tensor:
     """``[..., D]`` int32 codes 0..15 -> ``[..., D / 4]`` int16, as described at Int4Format."""

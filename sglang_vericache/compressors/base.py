@@ -78,6 +78,7 @@ class Scorer(ABC):
         needs: the fields of ScoreInputs whose contents it reads; ``query_stats`` includes rotary.
         granularity: ``token`` when all kv heads keep the same tokens, ``head_even`` when each
             keeps its own, the same number of them.
+        any_basis: scores depend on nothing but the lengths of keys and the angles between them.
     """
 
     name: ClassVar[str]
@@ -85,6 +86,7 @@ class Scorer(ABC):
     scope: ClassVar[Scope]
     needs: ClassVar[frozenset[Need]]
     granularity: ClassVar[Granularity]
+    any_basis: ClassVar[bool] = False
 
     @property
     def watch(self) -> Watch[Any] | None:

@@ -68,5 +68,31 @@ class Budget:
         return min(tokens, -(-self.asked_rows(path_tokens) * tokens // path_tokens))
 
     def limit_rows(self, path_tokens: int) -> int:
-        """Never exceeded by the spans of a path: the budget, the sinks and the recent tokens."""
+        """Never exceeded by the spans that a view is opened with: the budget, the sinks and the
+        recent tokens."""
         return min(path_tokens, self.asked_rows(path_tokens) + ALWAYS_KEPT_TOKENS)
+
+    def folded_rows(self, tokens: int, path_tokens: int, before: int) -> int:
+        """What is kept of the last ``tokens`` tokens of a path when they are folded.
+
+        With a least number the ratio's part of them, and whatever is missing to that number: its
+        share of a short context would be most of these tokens, for which the rows of the path
+        before them leave no room.
+
+        Args:
+            before: rows of the path's spans.
+        """
+        rows = self.share_rows(tokens, path_tokens)
+        if self.keep_ratio is None:
+            return rows
+        rows = min(rows, _share(self.keep_ratio, tokens))
+        return min(tokens, max(rows, self.least_rows - before))
+
+    def folded_limit_rows(self, path_tokens: int) -> int:
+        """Never exceeded by the spans of a path whose tails were folded into it: what
+        `folded_rows` says of each comes to the rows that the view was opened with."""
+        asked = self.asked_rows(path_tokens)
+        if self.keep_ratio is not None and self.least_rows:
+            grown = self.least_rows + _share(self.keep_ratio, path_tokens)
+            asked = max(asked, grown if self.most_rows is None else min(grown, self.most_rows))
+        return min(path_tokens, asked + ALWAYS_KEPT_TOKENS)

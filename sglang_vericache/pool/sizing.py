@@ -209,7 +209,7 @@ def create_rows(config: VeriCacheConfig, main_table: torch.Tensor) -> DraftRows:
     """Rows wide enough for the longest context that ``main_table`` ``[R, W]`` can hold; where views
     grow, for all of it if that takes little memory."""
     rows, longest = main_table.shape
-    width = Budget.of(config).limit_rows(longest) + config.tail_capacity
+    width = Budget.of(config).folded_limit_rows(longest) + config.tail_capacity
     if config.views_grow:
         whole = longest + ALWAYS_KEPT_TOKENS + config.tail_capacity
         width = max(width, min(whole, ROOM_TO_GROW_BYTES // (4 * rows)))

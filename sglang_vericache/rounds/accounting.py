@@ -51,7 +51,7 @@ class StepAccount:
             assert view is not None, "nothing drafts without a view"
             first = view.length(self.committed[i]) + state.drafted + 1
             (self._ahead if ahead else self._drafting)[i] = count, first
-            if view.span_rows > view.budget.limit_rows(view.tail_start):
+            if view.span_rows > view.budget.folded_limit_rows(view.tail_start):
                 self._beyond_limit[i] = count
 
     def settle(self, yields: Sequence[int], total: DraftCounters) -> DraftCounters:

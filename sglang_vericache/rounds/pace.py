@@ -144,8 +144,8 @@ class Pace:
                 self._round.usual = False  # another horizon was drafted than verified
 
     def unusual(self) -> None:
-        """This step does what most do not (it folds tails, or opens draft views), or a prefill
-        follows it: how long it took says nothing of others."""
+        """This step does what most do not (it opens draft views), or a prefill follows it: how
+        long it took says nothing of others."""
         if self._round is not None:
             self._round.usual = False
 

@@ -98,11 +98,8 @@ class StepPlanner:
     ) -> int:
         """Whatever the verification of what it has drafted will accept, which may be nothing or
         all of it."""
-        assert state.view is not None, "nothing drafts without a view"
-        longest = committed + state.drafted + 1
         if state.released or state.grows_next:
             return 0
-        if state.view.tail_tokens(longest) > self.config.fold_tail_tokens:
-            return 0  # to fold a tail, nothing may be drafted behind it; as to replace a view
+        longest = committed + state.drafted + 1
         most = min(state.horizon, choice.horizon)
         return min(most, remaining - 2, self.max_position - longest)

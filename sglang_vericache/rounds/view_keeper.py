@@ -33,9 +33,10 @@ class ViewKeeper:
         tree: the radix cache, for the nodes of a request's path.
         capture: what was seen of a prefill's queries.
         room: what the draft pool can spare.
+        overlap: a step is launched before the first tokens of the prefill before it are sent.
 
     Attributes:
-        built: views were opened or folded in this step, from full KV.
+        built: this step has read full KV, to open views or to select a path anew.
     """
 
     def __init__(
@@ -47,9 +48,10 @@ class ViewKeeper:
         pace: Pace,
         phases: PhaseClock,
         room: DraftRoom,
+        overlap: bool = False,
     ) -> None:
         self.config, self.views, self.tree, self.capture = config, views, tree, capture
-        self.pace, self.phases, self.room = pace, phases, room
+        self.pace, self.phases, self.room, self.overlap = pace, phases, room, overlap
         self._opened: list[tuple[DraftView, int]] = []  # in this step, with committed tokens
         self.built = False
 
@@ -85,6 +87,8 @@ class ViewKeeper:
             if self._opened:
                 with self.phases("build"):
                     self.views.fill_tails(self._opened)
+        for state in states:
+            state.first_step = False
         return reasons
 
     @contextmanager
@@ -154,17 +158,14 @@ class ViewKeeper:
         long = [
             (state, state.view, length)
             for state, length in zip(states, committed, strict=True)
-            if state.view is not None
-            and state.drafted == 0
-            and state.full
-            and state.view.tail_tokens(length) > limit
+            if state.view is not None and state.full and state.view.tail_tokens(length) > limit
         ]
         if not long:
             return
-        self.pace.unusual()
-        self.built = True
+        selected = self.views.counters.built
         with self.phases("build"):
             folded = self.views.fold([(view, length) for _, view, length in long])
+        self.built = self.views.counters.built > selected
         for (state, *_), done in zip(long, folded, strict=True):
             if not done:
                 self._without_memory(state)
@@ -205,6 +206,8 @@ class ViewKeeper:
         if not self.tree.holds_prompt(req, state.prompt_tokens):
             # Overlap scheduling: the prefill's result is processed while this step runs.
             return AWAITS_CHECKPOINT
+        if self.overlap and state.first_step:
+            return AWAITS_CHECKPOINT  # which changes nothing, but its first token would wait
         # A span over the prompt can be shared; what was generated since goes to the tail. A larger
         # view takes the place of the one that the prompt's node owns, as long as the tail is short.
         most = self.config.fold_tail_tokens if state.grown is not None else RECENT_TOKENS

@@ -15,6 +15,8 @@ from sglang_vericache.tree.view import DraftView
 
 # Decoded keys and values that may exist at a time: tails beyond are folded in further launches.
 MOST_DECODED_BYTES = 128 << 20
+# A share of this part of another is folded as if it were that one.
+ALIKE = 0.9
 
 
 @dataclass(frozen=True)
@@ -37,21 +39,24 @@ def groups_by_share(
     """(rows, views) whose next ``tokens`` tokens are folded together; a view whose row limit
     leaves no room for its share is in none.
 
-    Shares that differ by little are made the same, for which the limits have room. Where a least
-    number of tokens holds, a short path's share may be all, and a long one's a few: those are
-    folded apart, because the long one's limit has no room for the other share.
+    Shares that differ by little are made the same, for which the limits have room.
     """
-    waiting = [(view.budget.share_rows(tokens, view.tail_start + tokens), view) for view in views]
+    shares = [(_share(view, tokens), view) for view in views]
+    waiting = [(share, view) for share, view in shares if share <= _room(view, tokens)]
     while waiting:
         most = max(share for share, _ in waiting)
-        fits = [v for _, v in waiting if _room(v, tokens) >= most]
-        yield most, fits
-        waiting = [(share, v) for share, v in waiting if share < most and _room(v, tokens) < most]
+        alike = [v for share, v in waiting if share >= ALIKE * most and _room(v, tokens) >= most]
+        yield most, alike
+        waiting = [(share, view) for share, view in waiting if view not in alike]
+
+
+def _share(view: DraftView, tokens: int) -> int:
+    return view.budget.folded_rows(tokens, view.tail_start + tokens, view.span_rows)
 
 
 def _room(view: DraftView, tokens: int) -> int:
     """Rows that its limit leaves for a span of so many tokens."""
-    return view.budget.limit_rows(view.tail_start + tokens) - view.span_rows
+    return view.budget.folded_limit_rows(view.tail_start + tokens) - view.span_rows
 
 
 def fold_tails(
@@ -75,7 +80,11 @@ def fold_tails(
 
 def _fold(storage: PoolStorage, scorer: Scorer, scaling: float, folds: Sequence[TailFold]) -> None:
     source = torch.stack([fold.source for fold in folds])
-    keys, values = storage.read_layers(source)  # [L, B, T, H, D]
+    values: torch.Tensor | None = None
+    if scorer.any_basis:
+        keys = storage.read_stored_keys(source)  # [L, B, T, H, D]
+    else:
+        keys, values = storage.read_layers(source)
     # Sinks are in the first span of a path, never in a tail, so the starts need not be told apart.
     start = min(fold.view.tail_start for fold in folds)
     tokens, rows = source.shape[1], folds[0].targets.numel()

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from sglang_vericache.compressors.base import PathKeys, ScoreInputs, Scorer
+from sglang_vericache.compressors.base import Scorer
 from sglang_vericache.compressors.budget import ALWAYS_KEPT_TOKENS, Budget
-from sglang_vericache.compressors.rotary import Rotary
 from sglang_vericache.compressors.scorers.keydiff import KeyDiff
 from sglang_vericache.compressors.select import select_rows
 from sglang_vericache.compressors.watch import Observation
@@ -20,6 +19,8 @@ from sglang_vericache.metrics import SpanCounters
 from sglang_vericache.pool.draft_pool import DraftPool
 from sglang_vericache.pool.rows import DraftRows
 from sglang_vericache.pool.span import Span
+from sglang_vericache.tree.full_kv import FullKV
+from sglang_vericache.tree.path_scores import ScoredPath, path_scores
 from sglang_vericache.tree.span_table import SpanTable
 from sglang_vericache.tree.tail_fold import TailFold, fold_tails, groups_by_share
 from sglang_vericache.tree.view import DraftView
@@ -29,28 +30,6 @@ from sglang_vericache.tree.view_plan import Build, PathNode, plan_view
 TAIL_BLOCK = 32
 # Observations of queries may take this part of the draft pool's memory beside it.
 OBSERVATION_SHARE = 1 / 16
-
-
-@dataclass(frozen=True)
-class FullKV:
-    """The main pool as span building reads it.
-
-    Attributes:
-        keys, values: per layer ``[S, H, D]``.
-        row_table: ``[R, W]`` int32 main slots by request row and position.
-        scaling: softmax scale of the attention layers.
-        rotary: rotary embedding by layer; None when the scorer does not ask for it.
-    """
-
-    keys: Sequence[torch.Tensor]
-    values: Sequence[torch.Tensor]
-    row_table: torch.Tensor
-    scaling: float
-    rotary: Sequence[Rotary] | None = None
-
-    def slots(self, row: int, start: int, end: int) -> torch.Tensor:
-        """``[end - start]`` int64 main slots of a request's tokens."""
-        return self.row_table[row, start:end].to(torch.int64)
 
 
 @dataclass(frozen=True)
@@ -165,6 +144,8 @@ class ViewBuilder:
         self, views: Sequence[DraftView], tokens: int, rows: int
     ) -> dict[DraftView, bool]:
         """``rows`` of the first ``tokens`` of each tail; False for a view without memory for it."""
+        if rows == tokens:
+            return {view: self._keep_whole(view, tokens) for view in views}
         folds: list[TailFold] = []
         for view in views:
             slots = self._take(rows)
@@ -180,6 +161,16 @@ class ViewBuilder:
             self.counters.folded += 1
         folded = {fold.view for fold in folds}
         return {view: view in folded for view in views}
+
+    def _keep_whole(self, view: DraftView, tokens: int) -> bool:
+        """The first slots of the tail become a span as they are, in the place of the row that
+        they have."""
+        tail, start, scope = torch.cat(view.tail), view.tail_start, self._of_tails.scope
+        span = Span(start, start + tokens, tail[:tokens], scope, self.pool.allocator, view.budget)
+        view.set(view.spans, [tail[tokens:]])
+        self._append(view, span)
+        self.counters.folded += 1
+        return True
 
     def _select_anew(self, view: DraftView, end: int) -> bool:
         """One span for the whole path up to ``end``; False when there is no memory for it."""
@@ -331,7 +322,8 @@ class ViewBuilder:
         scorer = self._without_queries if queries.missing else self.scorer
         first = 0 if scorer.scope == "path" else build.start
         source = self.full.slots(row, first, build.end)
-        scores = self._scores(scorer, source, first, path_end, queries.observation)
+        path = ScoredPath(self.full, source, first, path_end, queries.observation)
+        scores = path_scores(scorer, path)
         picks = select_rows(scores[..., build.start - first :], build.rows, build.start, path_end)
         gather_span(
             self.full.keys,
@@ -346,43 +338,3 @@ class ViewBuilder:
         kept = queries.observation if build.end == path_end else None
         allocator = self.pool.allocator
         return Span(build.start, build.end, slots, scorer.scope, allocator, budget, kept)
-
-    def _scores(
-        self,
-        scorer: Scorer,
-        source: torch.Tensor,
-        start: int,
-        path_end: int,
-        observation: Observation | None,
-    ) -> torch.Tensor:
-        """``[L, H, T]`` of the tokens in ``source``, the first of which stands at ``start``."""
-        path = PathKeys(self.full.keys, source, start, self.full.scaling, observation)
-        scores = scorer.score_layers(path)
-        if scores is not None:
-            return scores
-        layers = range(len(self.full.keys))
-        return torch.stack(
-            [
-                scorer.score(self._inputs(scorer, layer, source, start, path_end, observation))
-                for layer in layers
-            ]
-        )
-
-    def _inputs(
-        self,
-        scorer: Scorer,
-        layer: int,
-        source: torch.Tensor,
-        start: int,
-        path_end: int,
-        observation: Observation | None,
-    ) -> ScoreInputs:
-        return ScoreInputs(
-            keys=self.full.keys[layer][source],
-            values=self.full.values[layer][source] if "values" in scorer.needs else None,
-            start=start,
-            scaling=self.full.scaling,
-            path_end=path_end,
-            rotary=self.full.rotary[layer] if self.full.rotary is not None else None,
-            **(observation.inputs(layer) if observation is not None else {}),
-        )

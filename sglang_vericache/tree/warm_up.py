@@ -15,7 +15,7 @@ from sglang_vericache.config import RECENT_TOKENS
 from sglang_vericache.kernels.commit_rows import commit_rows
 from sglang_vericache.kernels.gather_span import gather_span, regather_span
 from sglang_vericache.kernels.pool_format import PoolStorage
-from sglang_vericache.tree.view_builder import FullKV
+from sglang_vericache.tree.full_kv import FullKV
 
 # Queries of a short turn and of a long prompt: kernels differ between them.
 WINDOWS = (FEWEST_QUERIES, RECENT_TOKENS)

@@ -63,6 +63,20 @@ def test_int4_is_within_half_a_step(dim):
         np.testing.assert_allclose(found_step, step, rtol=2**-10)
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_stored_keys_are_turned_at_most(name):
+    """Catches a basis that is not orthogonal, or another one for each row: lengths and angles
+    between keys are what scorers of any basis read."""
+    pool_format = create_format(name, torch.float32, 64)
+    keys, values = torch.randn(2, 7, 50, 3, 64)
+    stored = pool_format.encode(keys, values)
+    plain = pool_format.decode(stored)[0].float()
+    seen = pool_format.stored_keys({n: t for n, t in stored.items() if n != "values"}).float()
+    assert seen.shape == plain.shape
+    products = [torch.einsum("thd,shd->hts", k[3], k[3]) for k in (seen, plain)]
+    torch.testing.assert_close(*products, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize(("dim", "least", "most"), [(64, 0.08, 0.10), (128, 0.09, 0.11)])
 def test_int4_quantisation_error(dim, least, most):
     """The error of a normal vector of 64 or 128 numbers in 16 levels between its extremes, about

@@ -84,6 +84,44 @@ def test_limit_grows_with_the_path(budget):
         assert found == sorted(found)
 
 
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("opened", [1, 70, 500, 1000, 5000])
+def test_folds_stay_within_their_limit(budget, opened):
+    """Catches folds that fill a row, or let a view fall below what it was opened with."""
+    rng, end, rows, anew = random.Random(3), opened, budget.path_rows(opened), 0
+    for _ in range(60):
+        tokens = rng.randint(1, 300)
+        end += tokens
+        folded = budget.folded_rows(tokens, end, rows)
+        assert 0 <= folded <= tokens
+        if rows + folded > budget.folded_limit_rows(end):
+            rows, anew = budget.path_rows(end), anew + 1
+        else:
+            rows += folded
+        assert rows >= min(end, budget.asked_rows(end)) - 60
+    if budget.least_rows:
+        assert rows >= min(end, budget.least_rows)
+        assert not anew, "short contexts would be selected anew with every fold"
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_limits_of_folds_grow_with_the_path(budget):
+    found = [budget.folded_limit_rows(tokens) for tokens in (*LENGTHS, *range(131_073, 140_000, 7))]
+    assert found == sorted(found)
+    pairs = [(budget.limit_rows(tokens), budget.folded_limit_rows(tokens)) for tokens in LENGTHS]
+    assert all(limit <= folded <= n for (limit, folded), n in zip(pairs, LENGTHS, strict=True))
+
+
+def test_what_is_kept_of_a_tail():
+    floor = Budget(0.2, None, least_rows=1024)
+    assert floor.folded_rows(224, 1248, before=1024) == 45
+    assert floor.folded_rows(224, 724, before=500) == 224, "all, up to the least number"
+    assert floor.folded_rows(224, 1100, before=900) == 124
+    assert floor.folded_rows(224, 10_000, before=1955) == 45
+    assert Budget(0.2, None, most_rows=500, least_rows=0).folded_rows(200, 10_000, 480) == 10
+    assert Budget(None, 300).folded_rows(100, 1000, before=270) == 30
+
+
 @pytest.mark.parametrize(("ratio", "least"), FLOORS)
 def test_a_floor_is_the_larger_of_two_budgets(ratio, least):
     """Catches a floor that adds to the share, or that a growing path leaves behind too late."""

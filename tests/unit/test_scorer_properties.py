@@ -11,10 +11,12 @@ import torch
 from score_fakes import inputs_of, make_inputs, make_rotary, observe, rotate
 from view_fakes import DIM, HEADS, LAYERS, RECENT, SINKS, World, each_head
 
+from sglang_vericache.compressors.base import ScoreInputs
 from sglang_vericache.compressors.query_stats import StatsWatch
 from sglang_vericache.compressors.registry import SCORERS
 from sglang_vericache.compressors.select import select_rows
 from sglang_vericache.compressors.window import WindowWatch
+from sglang_vericache.tree.path_scores import ScoredPath, path_scores
 
 # The same float32 sums in another order, relative to the largest score.
 TOLERANCE = 2e-6
@@ -177,6 +179,38 @@ def test_node_scope_does_not_know_where_it_stands(name):
     here = create(name).score(inputs)
     there = create(name).score(replace(inputs, start=5000, path_end=9000))
     assert torch.equal(here, there)
+
+
+@pytest.mark.parametrize("name", [n for n, scorer in SCORERS.items() if scorer.any_basis])
+def test_any_basis_is_any_basis(name):
+    """Catches a scorer that reads more of keys than their lengths and angles, but says it does
+    not: tails are folded by keys that are stored rotated."""
+    scorer = create(name)
+    inputs = make_inputs(scorer)
+    assert scorer.needs == {"keys"}
+    dim = inputs.keys.shape[-1]
+    basis = torch.linalg.qr(torch.randn(dim, dim)).Q
+    turned = scorer.score(replace(inputs, keys=inputs.keys @ basis))
+    assert_same(turned, scorer.score(inputs), 1e-5)
+
+
+@every_scorer
+def test_many_layers_at_once(name, monkeypatch):
+    """Catches layers that are mixed up, or left out, where their keys are copied together."""
+    scorer = create(name)
+    if not scorer.needs <= {"keys", "values"}:
+        pytest.skip("looks through queries, layer by layer")
+    world = World(scorer=scorer)
+    full, source = world.full, world.full.slots(1, 0, 300)
+    found = path_scores(scorer, ScoredPath(full, source, 0, 300, None))
+    monkeypatch.setattr("sglang_vericache.tree.path_scores.MOST_COPIED_BYTES", 1)
+    apart = path_scores(scorer, ScoredPath(full, source, 0, 300, None))
+    assert found.shape == (LAYERS, HEADS, 300)
+    assert_same(found, apart)
+    for layer in range(LAYERS):
+        keys, values = full.keys[layer][source], full.values[layer][source]
+        alone = scorer.score(ScoreInputs(keys, values, 0, full.scaling, path_end=300))
+        assert_same(found[layer], alone)
 
 
 @every_scorer

@@ -12,7 +12,14 @@ from benchmarks.serving import queue
 from benchmarks.serving.__main__ import OURS, _with_pools
 from benchmarks.serving.figures import Stream
 from benchmarks.serving.join import Comparison
-from benchmarks.serving.pools import draft_slots, main_tokens, pool_note, pools, row_bytes
+from benchmarks.serving.pools import (
+    draft_slots,
+    main_tokens,
+    pool_note,
+    pools,
+    row_bytes,
+    shape_for,
+)
 from benchmarks.serving.queue import (
     best_level,
     concurrencies,
@@ -103,6 +110,10 @@ def row_of(case: Case) -> RowBytes:
     return row_bytes(case.model) if case.model.startswith("shape:") else SMOL_ROW
 
 
+def weights_of(case: Case) -> int:
+    return shape_for(case.model).weight_bytes
+
+
 def test_bytes_of_a_row():
     """Mistral Small 24B: 40 layers of 8 heads of 128; int4 with two scales and two offsets."""
     assert row_bytes("shape:24b") == RowBytes(full=163_840, draft=40 * 8 * (128 + 8))
@@ -113,14 +124,35 @@ def test_bytes_of_a_row():
 def test_both_pools_take_what_one_takes(case, offloads):
     """Catches a gain that is bought with more memory."""
     row = row_of(case)
-    split = pools(case, row, offloads)
+    split = pools(case, row, offloads, weights_of(case))
     budget = case.pool_tokens * row.full
     assert budget - row.full < split.main_tokens * row.full + split.draft_bytes <= budget
     assert f"--max-total-tokens {split.main_tokens} " in split.flags
-    views = draft_slots(case, case.requests) * row.draft
     if offloads:
+        attached = max(n for n in range(1, 99) if main_tokens(case, n) <= split.main_tokens)
+        views = draft_slots(case, min(attached, case.requests)) * row.draft
         assert split.draft_bytes >= min(views, budget // 4)
         assert split.main_tokens >= 2 * (case.context + case.tokens), "no two paths fit"
+
+
+@pytest.mark.parametrize(
+    ("name", "attached", "views"),
+    [
+        ("24b-16k-pool48k", 2, 8),
+        ("24b-32k-queue16", 4, 16),
+        ("8b-32k-queue24", 12, 21),
+        ("smol-7k7-pool8", 28, 38),
+    ],
+)
+def test_views_give_way_to_one_more_place(name, attached, views):
+    """Catches a last wave of two requests where 24 would have come in two waves of twelve, and
+    requests that cannot leave the device because they have no view."""
+    case = CASES[name]
+    row = row_of(case)
+    split = pools(case, row, True, weights_of(case))
+    fitting = [n for n in range(1, 99) if main_tokens(case, n) <= split.main_tokens]
+    held = [n for n in range(1, 99) if draft_slots(case, n) * row.draft <= split.draft_bytes]
+    assert (fitting[-1], min(held[-1], case.requests)) == (attached, views)
 
 
 def test_texts_of_the_cases_are_true():
@@ -133,7 +165,7 @@ def test_texts_of_the_cases_are_true():
     assert fitting["8b-32k-queue24"] == 13 and fitting["smol-7k7-pool8"] == 30
     anyway = CASES["fits-anyway"]
     for offloads in (True, False):
-        left = pools(anyway, row_of(anyway), offloads).main_tokens
+        left = pools(anyway, row_of(anyway), offloads, weights_of(anyway)).main_tokens
         assert main_tokens(anyway, anyway.requests) <= left
 
 

@@ -56,9 +56,8 @@ def test_both_orders():
         # All may be accepted: 16 tokens from 4070 on, and rotary positions end at 4095.
         pytest.param({"committed": 4070, "states": [state(15, 4000)]}, 15, 9, id="end-of-context"),
         pytest.param({"committed": 4090, "states": [state(15, 4000)]}, 5, 0, id="at-that-end"),
-        # 1084 + 16 tokens are a tail of 100, which is not folded yet; one more would be.
-        pytest.param({"committed": 1084}, 15, 15, id="tail-fits"),
-        pytest.param({"committed": 1085}, 15, 0, id="tail-is-folded-next"),
+        # A tail of more than 100 is folded with what is drafted behind it.
+        pytest.param({"committed": 1085}, 15, 15, id="tail-is-folded-next"),
         pytest.param({"states": [state(15, released=True)]}, 15, 0, id="ended"),
         pytest.param({"states": [state(15, grows_next=True)]}, 15, 0, id="its-view-grows-next"),
         pytest.param({"choice": Choice(7, True, 7)}, 15, 7, id="shorter-horizon-chosen"),
@@ -68,8 +67,8 @@ def test_both_orders():
     ],
 )
 def test_room_ahead(what, verified, ahead):
-    """Catches positions without rotary embedding, drafts in the way of a fold, and drafts thrown
-    away because the choice has changed since."""
+    """Catches positions without rotary embedding, and drafts thrown away because the choice has
+    changed since."""
     made, _ = plan(**({"states": [state(15)]} | what))
     assert made.verify == ((0, verified),)
     assert made.ahead == (((0, ahead),) if ahead else ())

@@ -99,14 +99,22 @@ def test_drafting_goes_on_after_a_fold():
     assert world.held([view]) == world.used == view.capacity
 
 
-@pytest.mark.parametrize(
-    "budget",
-    [{"keep_ratio": None, "keep_tokens": 200}, {"keep_ratio": 0.1, "keep_min_tokens": 200}],
-    ids=["tokens", "floor"],
-)
-def test_fold_without_room_in_the_budget_selects_all_anew(budget):
+def test_fold_before_what_is_drafted():
+    """Catches drafted rows that a fold loses, moves or takes for committed ones: with drafting
+    ahead, something is drafted behind a tail whenever it is folded."""
+    world = World()
+    view = grown(world, 500, 150)
+    world.commit(view, 650, 657)  # seven drafts
+    assert world.views.fold([(view, 650)])[0]
+    assert (view.tail_start, view.length(657) - view.length(650)) == (586, 7)
+    for _, _, positions in each_head(world.tokens_of(view, 657)):
+        assert positions[view.span_rows :] == list(range(586, 657))
+    assert world.held([view]) == world.used == view.capacity
+
+
+def test_fold_without_room_in_the_budget_selects_all_anew():
     """Catches views that grow past the row limit fold by fold, and old spans that are kept."""
-    world = World(**budget)
+    world = World(keep_ratio=None, keep_tokens=200)
     view = grown(world, 400, 164)
     end, rebuilt = 564, False
     for _ in range(4):
@@ -126,8 +134,9 @@ def test_fold_without_room_in_the_budget_selects_all_anew(budget):
 
 
 def test_a_path_grows_past_the_floor():
-    """Catches folds that drop tokens while all are to be kept, and a view that stays at its floor
-    when the ratio asks for more."""
+    """Catches folds that drop tokens while all are to be kept, folds that keep most of a tail where
+    the floor alone would, and paths that are selected anew, by one request after the other, for
+    want of room."""
     world = World(keep_ratio=0.5, keep_min_tokens=400)
     view, end = grown(world, 200, 100), 300
     while end < 1100:
@@ -135,23 +144,28 @@ def test_a_path_grows_past_the_floor():
         covered = end - RECENT
         if covered <= 400:
             assert view.span_rows == covered
-        asked = max(400, -(-covered // 2))
-        assert min(asked, covered) <= view.span_rows <= asked + 4 + RECENT
+        elif covered - 100 >= 400:
+            assert view.spans[-1].rows == 50
+        assert min(covered, 400) <= view.span_rows <= world.views.budget.folded_limit_rows(covered)
         assert world.held([view]) == world.used == view.capacity
         world.commit(view, end, end + 100)
         end += 100
-    assert world.views.counters.built > 1 and world.views.counters.folded > 4
+    assert world.views.counters.built == 1 and world.views.counters.folded == 8
+    assert [span.rows for span in view.spans][:4] == [200, 36, 100, 64]
     world.tokens_of(view, end)
 
 
 def test_a_short_path_folds_beside_a_long_one():
-    """Catches a long path that is selected anew because a short one keeps all of its tail."""
+    """Catches a long path that keeps all of its tail because a short one does, and slots of a tail
+    kept whole that are copied, or given back."""
     world = World(keep_ratio=0.2, keep_min_tokens=250)
     long, short = grown(world, 900, 164), grown(world, 100, 164, row=2)
+    row = world.rows.table[2, : short.capacity].clone()
     assert world.views.fold([(long, 1064), (short, 264)]) == [True, True]
-    assert [(s.end, s.rows) for s in long.spans] == [(900, 250), (1000, 25)]
+    assert [(s.end, s.rows) for s in long.spans] == [(900, 250), (1000, 20)]
     assert [(s.end, s.rows) for s in short.spans] == [(100, 100), (200, 100)]
     assert world.counters.built == 2 and world.counters.folded == 2
+    assert torch.equal(world.rows.table[2, : short.capacity], row)
     assert world.held([long, short]) == world.used
     world.tokens_of(long, 1064)
     world.tokens_of(short, 264)

@@ -105,6 +105,19 @@ def test_folds_within_the_larger_budget():
     keeping.check(850)
 
 
+@pytest.mark.parametrize("drafted", [0, 4])
+def test_folds_whatever_is_drafted(drafted):
+    """Catches tails that are never folded while rounds are drafted ahead."""
+    keeping = Keeping(keep_ratio=0.3)
+    keeping.step(PROMPT + 1)
+    state = keeping.states[0]
+    keeping.world.commit(state.view, PROMPT, 850 + drafted)
+    state.drafted = drafted
+    assert keeping.step(850) == [None]
+    assert keeping.keeper.built and state.view.tail_start == 850 - 64 and state.drafted == drafted
+    keeping.check(850 + drafted)
+
+
 def test_a_long_tail_is_in_the_new_span():
     keeping = Keeping()
     keeping.step(PROMPT + 1)

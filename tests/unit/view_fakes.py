@@ -20,9 +20,10 @@ from sglang_vericache.kernels.pool_format import DenseFormat
 from sglang_vericache.metrics import SpanCounters
 from sglang_vericache.pool.draft_pool import DraftPool
 from sglang_vericache.pool.rows import DraftRows
+from sglang_vericache.tree.full_kv import FullKV
 from sglang_vericache.tree.span_table import SpanTable
 from sglang_vericache.tree.view import DraftView
-from sglang_vericache.tree.view_builder import FullKV, ViewBuilder
+from sglang_vericache.tree.view_builder import ViewBuilder
 from sglang_vericache.tree.view_plan import PathNode, SpanInfo
 
 LAYERS, HEADS, DIM = 2, 2, 8
@@ -69,7 +70,7 @@ class World:
             [rotary] * LAYERS if rotary is not None else None,
         )
         self.pool = DraftPool(DenseFormat(torch.float32), LAYERS, slots, HEADS, DIM, "cpu")
-        width = Budget.of(self.config).limit_rows(LONGEST) + self.config.tail_capacity
+        width = Budget.of(self.config).folded_limit_rows(LONGEST) + self.config.tail_capacity
         self.rows = DraftRows(ROWS, width, "cpu")
         self.spans = SpanTable(SpanCounters())
         self.views = ViewBuilder(

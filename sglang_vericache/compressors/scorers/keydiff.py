@@ -25,6 +25,7 @@ class KeyDiff(Scorer):
     scope: ClassVar[Scope] = "node"
     needs: ClassVar[frozenset[Need]] = frozenset({"keys"})
     granularity: ClassVar[Granularity] = "head_even"
+    any_basis: ClassVar[bool] = True
 
     def score(self, inputs: ScoreInputs) -> torch.Tensor:
         unit = normalize(inputs.keys.float(), dim=-1)  # [..., T, H, D]

@@ -24,6 +24,7 @@ class Knorm(Scorer):
     scope: ClassVar[Scope] = "node"
     needs: ClassVar[frozenset[Need]] = frozenset({"keys"})
     granularity: ClassVar[Granularity] = "head_even"
+    any_basis: ClassVar[bool] = True
 
     def score(self, inputs: ScoreInputs) -> torch.Tensor:
         return -inputs.keys.float().norm(dim=-1).mT
