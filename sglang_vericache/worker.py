@@ -249,7 +249,7 @@ class VeriCacheWorker(BaseSpecWorker):
             self.rotation.needs_views,
         )
         self.rotation.step(batch.reqs, states, committed, self.keeper.built)
-        if not all(state.full and not state.rotates for state in states):
+        if not all(state.steady for state in states):
             self.pace.unusual()
         choice = self.rotation.paced(choice)
         plan = self.planner.plan(states, reasons, committed, remaining, choice)

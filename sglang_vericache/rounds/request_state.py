@@ -65,5 +65,10 @@ class RequestState:
     first_step: bool = True
     deepest: int = 0
 
+    @property
+    def steady(self) -> bool:
+        """Its full KV is on the device and stays there."""
+        return self.full and not self.rotates
+
     def __post_init__(self) -> None:
         self.deepest = max(self.deepest, self.horizon)

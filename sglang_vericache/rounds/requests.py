@@ -90,7 +90,7 @@ class RunningRequests:
             agreements=np.array(shown),
             others=np.array(self.agreement.values()),
             without_view=sum(states[i].view is None for i in drafters),
-            rotating=any(state.rotates or not state.full for state in states),
+            rotating=not all(state.steady for state in states),
             token_by_token=any(state.token_by_token for state in states),
         )
 

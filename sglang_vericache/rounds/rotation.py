@@ -82,7 +82,7 @@ class Rotation:
         self._idle = 0
         self._short = False
         self._looked_at = -1
-        self._pays = True
+        self._pays = watch is None  # nobody leaves on a guess
         self._share: int | None = None
         self._reads: Any = None
 
@@ -164,7 +164,7 @@ class Rotation:
         if self.watch is not None:
             copies = self.residency.loader.counters
             costs = foresee(self.watch, copies, runners, memory, [state for _, state, _ in live])
-        self._pays = costs is None or costs.pays
+            self._pays = costs is not None and costs.pays and not self.watch.rotation_loses
         memory = replace(memory, wanted=self._wanted if self._pays else 0)
         # More requests come where the next one has asked for room.
         running = None if memory.wanted else len(runners)
@@ -226,7 +226,7 @@ class Rotation:
                 self.residency.await_verify(reqs[i], self._step)
         self._idle = len(idle)
         if self.watch is not None:
-            tell(self.watch, reqs, states, committed, plan)
+            tell(self.watch, reqs, states, committed, plan, self._short)
         if not plan.plain and not plan.draft and not plan.verify:
             self.counters.attached += len(self.residency.arrive(IDLE_WAIT_S))
 

@@ -18,16 +18,22 @@ def tell(
     states: Sequence[RequestState],
     committed: Sequence[int],
     plan: RoundPlan,
+    waiting: bool,
 ) -> None:
-    """What the step that begins does."""
-    steady = {i for i, s in enumerate(states) if s.full and not s.rotates}
+    """What the step that begins does.
+
+    Args:
+        waiting: a request wants memory that is not there.
+    """
+    steady = {i for i, s in enumerate(states) if s.steady}
     # Who is decoded plainly beside others that draft says nothing of these.
     drafting = any(i in steady for i, _ in (*plan.draft, *plan.verify))
     turns = [i for i, _ in plan.verify] if drafting else plan.plain
     whole = [reqs[i].rid for i, drafted in plan.verify if drafted >= states[i].horizon]
     forwards = plan.most_drafted + bool(plan.verify) + bool(plan.plain)
     lengths = {req.rid: n for req, n in zip(reqs, committed, strict=True)}
-    watch.step(lengths, [reqs[i].rid for i in turns if i in steady], whole, forwards)
+    rotating = True if len(steady) < len(states) else False if waiting else None
+    watch.step(lengths, [reqs[i].rid for i in turns if i in steady], whole, forwards, rotating)
 
 
 def foresee(

@@ -44,7 +44,7 @@ class StepPlanner:
         committed: tokens of each request whose KV is computed.
         remaining: tokens that each request may still make.
         """
-        ahead = self.ahead and all(state.full and not state.rotates for state in states)
+        ahead = self.ahead and all(state.steady for state in states)
         candidates = []
         for i, state in enumerate(states):
             room = min(

@@ -14,6 +14,7 @@ from sglang_vericache.pool.allocator import SlotAllocator
 from sglang_vericache.rounds.agreement import Agreement
 from sglang_vericache.rounds.draft_room import DraftRoom
 from sglang_vericache.rounds.policy import RoundPlan
+from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.rotation import Rotation
 from sglang_vericache.tree.span_table import SpanTable
 
@@ -54,6 +55,12 @@ class Drafts:
                 state.view = SimpleNamespace(slots=slots, capacity=len(slots), span_rows=rows)
 
 
+class State(SimpleNamespace):
+    """What `Rotation` reads of a RequestState."""
+
+    steady = RequestState.steady
+
+
 class Scheduler:
     """
     Attributes:
@@ -81,7 +88,7 @@ class Scheduler:
         self.waiting: list[tuple[list[int], int]] = []
         self.left: dict[str, int] = {}
         self.drafting: set[str] = set()
-        self.states: dict[str, SimpleNamespace] = {}
+        self.states: dict[str, State] = {}
         self.bound_beside_rotating = 0
         self.rng = random.Random(1)
         self.plain, self.ahead = plain, ahead
@@ -122,7 +129,7 @@ class Scheduler:
             self.waiting.pop(0)
             self.left[req.rid] = output
             req.sampling_params.max_new_tokens = output
-            self.states[req.rid] = SimpleNamespace(
+            self.states[req.rid] = State(
                 view=None,
                 drafted=0,
                 full=True,
@@ -171,7 +178,7 @@ class Scheduler:
         self.rotation.check(reqs, states, [len(r.text) - 1 for r in reqs], plan)
         for i, count in draft:
             states[i].drafted += count
-        at_rest = all(s.full and not s.rotates for s in states)
+        at_rest = all(s.steady for s in states)
         for req, state in zip(reqs, states, strict=True):
             assert state.full or self.left[req.rid] > 1, "SGLang would lose its last token"
         for i in (*plain, *(i for i, _ in verify)):

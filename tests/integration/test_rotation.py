@@ -92,21 +92,29 @@ def test_a_small_draft_pool(asked, views):
 class Foreseen(StepWatch):
     """Steps and rounds of a known length."""
 
-    def __init__(self, round_s: float) -> None:
+    def __init__(self, round_s: float | None, loses: bool = False) -> None:
         super().__init__(1e9, WIDTH - 1)
-        self.round_s, self.step_s, self.forward_s = round_s, 0.02, 0.002
+        self.round_s, self.step_s, self.forward_s, self.loses = round_s, 0.02, 0.002, loses
         self.round_tokens = self.whole_tokens = 3.0
 
-    def step(self, committed, turns, whole, forwards) -> None:
+    def step(self, committed, turns, whole, forwards, rotating=None) -> None:
         pass
 
+    @property
+    def rotation_loses(self) -> bool:
+        return self.loses
 
-@pytest.mark.parametrize("pays", [True, False])
-def test_rotation_has_to_pay(pays):
-    """Catches rotation for the waiting queue where it is slower than letting it wait, and steps
-    that are short for a link that brings nothing."""
+
+@pytest.mark.parametrize(
+    ("round_s", "loses", "pays"),
+    [(2.0, False, True), (0.02, False, False), (None, False, False), (2.0, True, False)],
+    ids=["foreseen", "not-foreseen", "unknown", "measured"],
+)
+def test_rotation_has_to_pay(round_s, loses, pays):
+    """Catches rotation for the waiting queue where it is slower than letting it wait, or where
+    nobody knows, and steps that are short for a link that brings nothing."""
     world = World(device=550, host=6_000)
-    scheduler = Scheduler(world, watch=Foreseen(round_s=2.0 if pays else 0.02))
+    scheduler = Scheduler(world, watch=Foreseen(round_s, loses))
     scheduler.waiting = [(t, 40) for t in texts(8, 16, 90, 130, 0.0)]
     shortened = set()
 

@@ -186,6 +186,40 @@ def test_step_watch():
     assert watch.round_tokens == pytest.approx(5)
 
 
+@pytest.mark.parametrize(("attached", "rotating"), [(10, 8), (8, 10)])
+def test_rotation_that_brings_less(attached, rotating):
+    """Catches rotation that goes on although the same requests were faster before, whatever was
+    foreseen; steps in which nobody waits that count for either; and old rates."""
+    now = [0.0]
+    watch = StepWatch(1.0, 16, clock=lambda: now[0])
+    committed = {"a": 100, "b": 100}
+
+    def steps(count, kind, tokens):
+        for _ in range(count):
+            watch.step(dict(committed), (), (), 1, kind)
+            now[0] += 0.1
+            for rid in committed:
+                committed[rid] += tokens
+
+    steps(30, None, 1000)
+    steps(30, False, attached)
+    assert not watch.rotation_loses, "nobody has rotated yet"
+    steps(9, True, rotating)
+    assert not watch.rotation_loses, "too little was seen"
+    watch.interrupt()
+    now[0] += 20
+    steps(9, True, rotating)
+    assert watch.rotation_loses == (rotating < attached)
+    steps(30, None, 0)
+    assert watch.rotation_loses == (rotating < attached)
+    now[0] += 31
+    assert not watch.rotation_loses, "requests may be others by now"
+    steps(30, True, 1)
+    assert not watch.rotation_loses
+    steps(20, False, 2)
+    assert watch.rotation_loses
+
+
 # Models and cards
 
 

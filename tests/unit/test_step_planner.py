@@ -21,6 +21,7 @@ def state(drafted: int = 0, tail_from: int = 1000, **more: Any) -> Any:
     view = SimpleNamespace(tail_tokens=lambda committed: committed - tail_from)
     known = dict(full=True, rotates=False, group=0, horizon=15, released=False, view=view)
     known |= dict(grows_next=False, token_by_token=False) | more
+    known["steady"] = known["full"] and not known["rotates"]
     return SimpleNamespace(drafted=drafted, **({"deepest": known["horizon"]} | known))
 
 
