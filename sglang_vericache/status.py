@@ -24,6 +24,7 @@ def status_of(worker: Any) -> dict[str, Any]:
         "rounds_in_parts": worker.pace.rounds_in_parts,
         "plain_together": worker.pace.plain_together,
         "rounds_ahead": worker.planner.rounds_ahead,
+        "admission": {"together": worker.admission.together, "held": worker.admission.held},
         "hooks": applied_hooks(),
     }
     if worker.requests is None:

@@ -35,6 +35,7 @@ from sglang_vericache.plain.score_only import mark_scoring
 from sglang_vericache.pool.sizing import create_pool, create_rows, main_row_bytes
 from sglang_vericache.request_options import options_of
 from sglang_vericache.rounds.accounting import StepAccount
+from sglang_vericache.rounds.admission import Admission
 from sglang_vericache.rounds.controller import PLAIN
 from sglang_vericache.rounds.draft_room import DraftRoom
 from sglang_vericache.rounds.pace import create_pace, horizons_up_to
@@ -77,7 +78,7 @@ class VeriCacheWorker(BaseSpecWorker):
         self.rotary = ModelRotary(self.model_runner.model) if undoes_rotary else None
         self.requests: RunningRequests | None = None
         self.prefill_piece = server_args.chunked_prefill_size
-        self.drafting = True
+        self.drafting, self.admission = True, Admission()
         self.settled = DraftCounters()  # of the step whose yields came last
         self._accounts: deque[StepAccount] = deque()
 
@@ -165,7 +166,7 @@ class VeriCacheWorker(BaseSpecWorker):
             self.config, self.scorer, self.pool, self.rows, self.tree_cache.spans, self.full
         )
         self.requests = RunningRequests(
-            self.config, self.views, self.capture.observation, self.capture.forget
+            self.config, self.views, self.capture.observation, self.capture.forget, self.admission
         )
         room = DraftRoom(
             self.views, self.requests, self.tree_cache.path_of, self.requests.budget_of
@@ -180,7 +181,7 @@ class VeriCacheWorker(BaseSpecWorker):
             room,
             not get_schedule().disable_overlap_schedule,
         )
-        self.tree_cache.listener = self.requests
+        self.tree_cache.listener, self.tree_cache.admission = self.requests, self.admission
         self.rotation = create_rotation(
             self.config,
             self.tree_cache,
@@ -212,6 +213,7 @@ class VeriCacheWorker(BaseSpecWorker):
     def _extend(self, batch: ScheduleBatch, on_publish) -> GenerationBatchResult:
         self.pace.unusual()
         self.planner.prefill()
+        self.admission.prefill(batch.extend_num_tokens)
         mark_scoring(batch)
         self.rotation.before_extend(batch)
         with self.capture.during(self._capture_ranges(batch)):
@@ -236,6 +238,7 @@ class VeriCacheWorker(BaseSpecWorker):
     def _decode(self, batch: ScheduleBatch, on_publish) -> GenerationBatchResult:
         pending = batch.spec_info.bonus_tokens
         committed = batch.seq_lens_cpu.tolist()
+        self.admission.step(len(committed))
         states = self.requests.of(batch, committed)
         remaining = remaining_of(batch, committed)
         may_draft = self.keeper.may_draft if self.drafting else None

@@ -1,4 +1,4 @@
-"""Who is admitted and who goes on, where detached requests count as free room."""
+"""Who is admitted and when, and who goes on, where detached requests count as free room."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ ADDED = "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.may_admit"
 
 def add_one_req(original, adder, req, has_chunked_req, truncation_align_size):
     """SGLang counts the tokens of detached requests as free, but each of them must be attached
-    again; and a request that it refuses for want of room may fit once others are detached."""
+    again; and a request that it refuses for want of room may fit once others are detached. Where
+    one fits, several may soon, and share a prefill."""
     from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, AddReqResult
 
     cache = adder.tree_cache
-    if getattr(cache, "rotation", None) is None:
+    if not hasattr(cache, "may_admit"):
         return original(adder, req, has_chunked_req, truncation_align_size)
     most = req.sampling_params.max_new_tokens - len(req.output_ids)
     growth = min(max(most, 0), CLIP_MAX_NEW_TOKENS)
     remaining = int(adder.rem_total_tokens)
-    if not cache.may_admit(req, remaining, growth):
+    waiting = 0 if adder.can_run_list or has_chunked_req else adder.waiting_queue_len
+    if not cache.may_admit(req, remaining, growth, waiting):
         return AddReqResult.OTHER
     result = original(adder, req, has_chunked_req, truncation_align_size)
     if result != AddReqResult.NO_TOKEN:
         return result
     needed = len(req.full_untruncated_fill_ids) + growth + adder.per_req_token_overhead
-    cache.on_refusal(0 if req in adder.can_run_list else needed - remaining)
-    # NO_TOKEN would close admission until a request leaves.
-    return AddReqResult.OTHER
+    if cache.on_refusal(0 if req in adder.can_run_list else needed - remaining):
+        # NO_TOKEN would close admission until a request leaves.
+        return AddReqResult.OTHER
+    return result
 
 
 def check_decode_mem(original, batch, selected_indices=None) -> bool:
@@ -46,7 +49,7 @@ HOOKS = (
         "around",
         add_one_req,
         "requests are admitted until none of them can be attached any more, and none is admitted "
-        "after the first refusal, whatever is detached",
+        "after the first refusal, whatever is detached; and each is prefilled alone",
         PATCH,
         ADDED,
     ),

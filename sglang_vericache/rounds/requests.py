@@ -13,6 +13,7 @@ from sglang_vericache.config import VeriCacheConfig
 from sglang_vericache.metrics import DraftCounters, counters_of
 from sglang_vericache.request_options import options_of
 from sglang_vericache.rounds.accounting import rows_of_steps
+from sglang_vericache.rounds.admission import Admission
 from sglang_vericache.rounds.agreement import Agreement, SharedAgreement
 from sglang_vericache.rounds.batch import Batch
 from sglang_vericache.rounds.request_state import RequestState
@@ -37,6 +38,7 @@ class RunningRequests:
     Args:
         observed: what a prefill saw of a request's queries, by its id.
         forget: told the id of each request that gives its row back.
+        admission: told when one does.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class RunningRequests:
         views: ViewBuilder,
         observed: Callable[[str], Observation | None],
         forget: Callable[[str], object],
+        admission: Admission | None = None,
     ) -> None:
         self.config, self.views, self.observed, self.forget = config, views, observed, forget
+        self.admission = admission
         self.total = DraftCounters()
         self.agreement = SharedAgreement()
         self._states: dict[str, RequestState] = {}
@@ -163,6 +167,8 @@ class RunningRequests:
         state = self._states.pop(req.rid, None)
         if state is not None:
             state.released = True
+            if self.admission is not None:
+                self.admission.ended()
             if state.view is not None:
                 self.views.close(state.view)
 

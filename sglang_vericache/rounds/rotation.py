@@ -82,7 +82,7 @@ class Rotation:
         self._idle = 0
         self._short = False
         self._looked_at = -1
-        self._pays = watch is None  # nobody leaves on a guess
+        self.pays = watch is None  # nobody leaves on a guess
         self._share: int | None = None
         self._reads: Any = None
 
@@ -132,7 +132,7 @@ class Rotation:
         seats = [self.residency.seat_of(req) for req, _, _ in live]
         self.counters.attached += len(self.residency.arrive())
         # The reserve of the coming step; of the one after that too, where requests come and go.
-        reserve = self.verify_width * len(live) * (2 if self._pays else 1) + self._prefill_rest
+        reserve = self.verify_width * len(live) * (2 if self.pays else 1) + self._prefill_rest
         rotating: frozenset[str] = frozenset()
         at_rest = all(seat.place is Place.ATTACHED for seat in seats)
         self._short = not at_rest or self._wanted > 0 or self.free < reserve
@@ -164,8 +164,8 @@ class Rotation:
         if self.watch is not None:
             copies = self.residency.loader.counters
             costs = foresee(self.watch, copies, runners, memory, [state for _, state, _ in live])
-            self._pays = costs is not None and costs.pays and not self.watch.rotation_loses
-        memory = replace(memory, wanted=self._wanted if self._pays else 0)
+            self.pays = costs is not None and costs.pays and not self.watch.rotation_loses
+        memory = replace(memory, wanted=self._wanted if self.pays else 0)
         # More requests come where the next one has asked for room.
         running = None if memory.wanted else len(runners)
         staged = None if costs is None else costs.staged(running)
@@ -261,7 +261,7 @@ class Rotation:
     def needs_views(self) -> bool:
         """Whether memory is short and rotation pays, as far as is known: everybody should be able
         to leave then."""
-        return self._pays and (self._wanted > 0 or self._short)
+        return self.pays and (self._wanted > 0 or self._short)
 
     @property
     def free(self) -> int:
@@ -298,7 +298,7 @@ class Rotation:
         if self._idle >= MOST_IDLE:
             return False
         away = any(seat.place is not Place.ATTACHED for seat in seats)
-        if not self._pays and away:
+        if not self.pays and away:
             return False  # the tails have pushed somebody out: room is not for newcomers
         prompt = len(req.full_untruncated_fill_ids)
         slack = 2 * self.verify_width * (len(seats) + 1)

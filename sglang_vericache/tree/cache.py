@@ -25,10 +25,21 @@ class RequestListener(Protocol):
         """The request gives its row back: it finished, was aborted or retracted."""
 
 
+class Admission(Protocol):
+    """When waiting requests are let in."""
+
+    def holds(self, fitting: int, waiting: int) -> bool:
+        """Whether the next of ``waiting`` requests, of which so many fit, is to wait for more."""
+
+
 class Rotation(Protocol):
     """Who detaches running requests."""
 
     residency: Residency
+
+    @property
+    def pays(self) -> bool:
+        """More requests than fit are wanted."""
 
     def poll(self) -> None:
         """Called between steps, and while nothing runs."""
@@ -51,6 +62,7 @@ class VeriRadixCache(UnifiedRadixCache):
         self.spans = SpanTable(SpanCounters())
         self.listener: RequestListener | None = None
         self.rotation: Rotation | None = None
+        self.admission: Admission | None = None
         super().__init__(params)
 
     def path_of(self, req: Req) -> tuple[PathNode, ...]:
@@ -115,14 +127,21 @@ class VeriRadixCache(UnifiedRadixCache):
 
     # What SGLang's scheduler asks: by hooks/pool_room.py, or itself where it is patched.
 
-    def may_admit(self, req: Req, remaining_tokens: int, growth_tokens: int) -> bool:
-        """Whether one more request may be admitted, as far as the cache knows better.
+    def may_admit(self, req: Req, remaining_tokens: int, growth_tokens: int, waiting: int) -> bool:
+        """Whether one more request may be admitted now, as far as the cache knows better.
 
         Args:
             remaining_tokens: what the scheduler has left to admit.
             growth_tokens: what the request may take beside its prompt.
+            waiting: requests, this one included; 0 where others are admitted in the same pass.
         """
         rotation = self.rotation
+        # Rotation makes room for as many as it wants.
+        if waiting and self.admission is not None and not (rotation and rotation.pays):
+            # What the device has of the prompt may be locked by others: it counts as nothing.
+            own = len(req.full_untruncated_fill_ids) - len(req.prefix_indices) + growth_tokens
+            if self.admission.holds(remaining_tokens // max(own, 1), waiting):
+                return False
         return rotation is None or rotation.may_admit(req, remaining_tokens, growth_tokens)
 
     def on_refusal(self, shortage_tokens: int) -> bool:

@@ -111,12 +111,14 @@ class Scheduler:
             self.most_together = max(self.most_together, len(self.world.requests))
 
     def admit(self) -> None:
+        first = True
         while self.waiting:
             text, output = self.waiting[0]
             ahead = sum(self.left[r.rid] + WIDTH for r in self.world.requests)
             remaining = self.rotation.free - ahead
             candidate = Request("candidate", text)
-            if not self.world.cache.may_admit(candidate, remaining, output):
+            waiting = len(self.waiting) if first else 0
+            if not self.world.cache.may_admit(candidate, remaining, output, waiting):
                 return
             needed = len(text) + output + 1
             if needed > remaining:
@@ -127,6 +129,7 @@ class Scheduler:
                 return  # the prefill was put off
             self.rotation.before_extend(SimpleNamespace(chunked_req=None, reqs=[req]))
             self.waiting.pop(0)
+            first = False
             self.left[req.rid] = output
             req.sampling_params.max_new_tokens = output
             self.states[req.rid] = State(

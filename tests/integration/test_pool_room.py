@@ -29,8 +29,8 @@ class Cache:
         self.asked: list = []
         self.shortages: list[int] = []
 
-    def may_admit(self, req, remaining_tokens, growth_tokens) -> bool:
-        self.asked.append((remaining_tokens, growth_tokens))
+    def may_admit(self, req, remaining_tokens, growth_tokens, waiting) -> bool:
+        self.asked.append((remaining_tokens, growth_tokens, waiting))
         return self.admits
 
     def on_refusal(self, shortage_tokens) -> bool:
@@ -57,6 +57,7 @@ def add(cache, result, admitted=()):
         rem_total_tokens=50.0,
         per_req_token_overhead=1,
         can_run_list=list(admitted),
+        waiting_queue_len=7,
         _add_one_req=lambda *_: result,
     )
     if PATCHED:
@@ -68,7 +69,7 @@ def add(cache, result, admitted=()):
 def test_an_answer_passes(result):
     cache = Cache()
     assert add(cache, result) == result
-    assert cache.asked == [(50, 28)] and cache.shortages == []
+    assert cache.asked == [(50, 28, 7)] and cache.shortages == []
 
 
 def test_the_cache_refuses():
@@ -87,11 +88,11 @@ def test_admitted_as_the_last_one():
     """SGLang answers NO_TOKEN for a request that it has admitted, too: nothing is missing."""
     cache = Cache()
     assert add(cache, AddReqResult.NO_TOKEN, [REQ]) == AddReqResult.OTHER
-    assert cache.shortages == [0]
+    assert cache.shortages == [0] and cache.asked == [(50, 28, 0)], "this pass has its prefill"
 
 
 def test_without_rotation_nothing_changes():
-    """Catches a server without offloading that admits otherwise than SGLang."""
+    """Catches a server without offloading that tries again and again what cannot fit."""
     cache = Cache(makes_room=False)
     cache.rotation = None
     assert add(cache, AddReqResult.NO_TOKEN) == AddReqResult.NO_TOKEN

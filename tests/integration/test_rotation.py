@@ -130,6 +130,35 @@ def test_rotation_has_to_pay(round_s, loses, pays):
     finish(world, scheduler, 16)
 
 
+class Holding:
+    """Lets requests in only three at a time, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+
+    def holds(self, fitting: int, waiting: int) -> bool:
+        self.asked.append((fitting, waiting))
+        return 0 < fitting < min(3, waiting)
+
+
+@pytest.mark.parametrize("pays", [True, False], ids=["rotating", "staying"])
+def test_requests_that_are_let_in_together(pays):
+    """Catches a queue that is held up while rotation makes room for it, and requests that are
+    asked about alone although others come in the same pass."""
+    world, admission = World(device=550, host=6_000), Holding()
+    world.cache.admission = admission
+    scheduler = Scheduler(world, watch=None if pays else Foreseen(0.02))
+    scheduler.waiting = [(t, 40) for t in texts(8, 16, 90, 130, 0.0)]
+    scheduler.run(20_000)
+    if pays:
+        assert admission.asked == []
+    else:
+        assert any(0 < fitting < min(3, waiting) for fitting, waiting in admission.asked)
+        assert {waiting for _, waiting in admission.asked} < set(range(1, 17))
+        assert max(fitting for fitting, _ in admission.asked) == 550 // (90 + 40)
+    finish(world, scheduler, 16)
+
+
 def with_a_fetch_under_way() -> tuple[World, Rotation, Request]:
     """And the request that it is for."""
     world = World(device=400, host=2_000)

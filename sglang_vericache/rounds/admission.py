@@ -1,0 +1,84 @@
+"""When waiting requests are let in: several together where each prefill holds up many. Pure.
+
+Requests of equal length that draft do not end together, as they do without drafting. If each end
+lets one request in, there are as many prefills as requests, and during each of them nobody
+decodes. Places left empty for a while cost less.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+
+# Prefills that are looked back on: the shortest of them is what one costs whatever it computes. Of
+# more tokens than these it is not told from computing.
+PREFILLS, FEW_TOKENS = 8, 1024
+# Ends that tell how often one comes, and the fewest that do.
+ENDS, FEWEST_ENDS = 32, 4
+# Of the running requests' places, at most this part is waited for, and no longer than this.
+MOST_PART, MOST_WAIT_S = 1 / 3, 0.5
+
+
+class Admission:
+    """Of one scheduler.
+
+    Attributes:
+        held: times that a request which would have fitted was asked to wait.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._prefill: float | None = None
+        self._prefills: deque[float] = deque(maxlen=PREFILLS)
+        self._ends: deque[float] = deque(maxlen=ENDS)
+        self._running = 0
+        self._since: float | None = None
+        self.held = 0
+
+    def prefill(self, tokens: int) -> None:
+        """One of so many tokens begins."""
+        self._prefill = self._clock() if tokens <= FEW_TOKENS else None
+        self._since = None
+
+    def step(self, running: int) -> None:
+        """A decode step of so many requests begins."""
+        if self._prefill is not None:
+            self._prefills.append(self._clock() - self._prefill)
+            self._prefill = None
+        self._running = running
+
+    def ended(self) -> None:
+        """A request gives its place back."""
+        self._ends.append(self._clock())
+
+    @property
+    def together(self) -> int:
+        """Requests to be let in at a time.
+
+        With k of them a prefill of P seconds comes once in k ends, each t seconds after the one
+        before, and (k - 1) / 2 of n places are empty on the mean: what is lost a second,
+        P / (k t) + (k - 1) / (2 n), is least at k = sqrt(2 P n / t).
+        """
+        if not self._prefills or len(self._ends) < FEWEST_ENDS or not self._running:
+            return 1
+        apart = (self._clock() - self._ends[0]) / len(self._ends)
+        best = math.sqrt(2 * min(self._prefills) * self._running / max(apart, 1e-6))
+        return max(int(min(best, MOST_PART * self._running)), 1)
+
+    def holds(self, fitting: int, waiting: int) -> bool:
+        """Whether the next waiting request is to wait until more of them fit.
+
+        Args:
+            fitting: requests like it for which there is memory.
+            waiting: it and those behind it.
+        """
+        if not self._running or not 0 < fitting < min(self.together, waiting):
+            self._since = None
+            return False
+        now = self._clock()
+        self._since = self._since if self._since is not None else now
+        holds = now - self._since < MOST_WAIT_S
+        self.held += holds
+        return holds
