@@ -14,6 +14,7 @@ from sglang.srt.runtime_context import get_observability, get_schedule, get_serv
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 
 from sglang_vericache.compressors.registry import create_scorer
+from sglang_vericache.compressors.watch import FEWEST_QUERIES
 from sglang_vericache.config import AUTO, VeriCacheConfig
 from sglang_vericache.draft.backend import DraftAttentionBackend
 from sglang_vericache.draft.drafter import Drafter
@@ -172,14 +173,7 @@ class VeriCacheWorker(BaseSpecWorker):
             self.views, self.requests, self.tree_cache.path_of, self.requests.budget_of
         )
         self.keeper = ViewKeeper(
-            self.config,
-            self.views,
-            self.tree_cache,
-            self.capture,
-            self.pace,
-            self.phases,
-            room,
-            not get_schedule().disable_overlap_schedule,
+            self.config, self.views, self.tree_cache, self.capture, self.pace, self.phases, room
         )
         self.tree_cache.listener, self.tree_cache.admission = self.requests, self.admission
         self.rotation = create_rotation(
@@ -230,7 +224,9 @@ class VeriCacheWorker(BaseSpecWorker):
         for req, start, count in zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True):
             total = len(req.full_untruncated_fill_ids)
             drafts = self.drafting and total >= self.config.min_context_tokens
-            if drafts and draft_obstacle(req, options_of(req, self.config)) is None:
+            # Of fewer queries than these nobody makes anything, unless others come before them.
+            few = total - start < FEWEST_QUERIES and self.capture.observation(req.rid) is None
+            if drafts and not few and draft_obstacle(req, options_of(req, self.config)) is None:
                 ranges.append(self.capture.range_of(req.rid, start, count, total, offset))
             offset += count
         return [r for r in ranges if r is not None]

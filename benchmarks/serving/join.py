@@ -261,11 +261,13 @@ class Comparison:
         figures = ours.records[mine[-1]]["cases"][case]
         parted = Divergence.between(figures["outputs"], theirs[0]["outputs"])
         last, own = rescored[mine[-1]], itself[0]
+        controls = [f["own_rescored"] for f in theirs if "own_rescored" in f]
         note = (
             f"in 1000 tokens; {parted.parted} of {parted.outputs} outputs part from the "
             f"unmodified server's, of whose own {own.parted} of {own.outputs} do at half the "
             f"concurrency; {last['tokens']} tokens of {last['outputs']} outputs rescored: near "
             f"ties are at most {last['margin']} below the best (worst {last['worst']:.3f})"
+            + "".join(_control(one) for one in controls[-1:])
         )
         row = self._row(
             case,
@@ -292,6 +294,14 @@ class Comparison:
             note=f"until the server answers; {len(times)} starts {spread(times)}, baseline "
             f"{len(baseline)} {spread(baseline)}; none the first on the machine",
         )
+
+
+def _control(own: Record) -> str:
+    """What rescoring finds where nothing was drafted."""
+    return (
+        f"; of the unmodified server's own {own['tokens']} tokens {own['near_ties']} are near ties "
+        f"and {len(own['mismatches'])} further below (furthest {own['furthest']:.3f})"
+    )
 
 
 START_UP = "start-up"

@@ -8,13 +8,15 @@ one prefill and says how far each token lies below its own best one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import requests
 
 # Logits of about 20 in bfloat16 are multiples of 1/8; two such steps are still a tie.
 MARGIN = 0.25
+# Log-probabilities are float32: a difference of two steps comes out a little above or below them.
+ROUNDING = 1e-5
 BATCH = 8
 TIMEOUT_S = 600
 
@@ -27,23 +29,29 @@ class Rescored:
         tokens: how many were looked at.
         near_ties: not the best, but at most the margin below it.
         mismatches: (output, place in it, distance to the best) of the others.
-        worst: largest distance to the best among the near ties.
+        worst, furthest: largest distance to the best, among the near ties and of all.
     """
 
     tokens: int = 0
     near_ties: int = 0
     mismatches: list[tuple[int, int, float]] = field(default_factory=list)
     worst: float = 0.0
+    furthest: float = 0.0
 
     def add(self, output: int, below: Sequence[float], margin: float) -> None:
         """``below``: distance of each token of an output to the best one, in log-probability."""
         self.tokens += len(below)
         for place, distance in enumerate(below):
-            if distance > margin:
+            self.furthest = max(self.furthest, distance)
+            if distance > margin + ROUNDING:
                 self.mismatches.append((output, place, distance))
             elif distance > 0:
                 self.near_ties += 1
                 self.worst = max(self.worst, distance)
+
+    def describe(self, outputs: int, margin: float = MARGIN) -> dict[str, Any]:
+        """For the file of figures."""
+        return {"margin": margin, "outputs": outputs, **asdict(self)}
 
     def summary(self) -> str:
         return (

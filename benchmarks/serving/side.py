@@ -24,7 +24,7 @@ from benchmarks.serving.case_prompts import CHOSEN, CasePrompts, choice_for, mis
 from benchmarks.serving.measure import measure
 from benchmarks.serving.progress import SERVER, Progress
 from benchmarks.serving.queue import measure_queue
-from benchmarks.serving.rescore import MARGIN, rescore
+from benchmarks.serving.rescore import rescore
 from benchmarks.serving.selection import read_selections
 from benchmarks.serving.server import ServingServer, on_cpu
 from benchmarks.serving.traffic import CAPACITY_REQUESTS, Traffic
@@ -243,6 +243,10 @@ class SideRun:
             figures = measure(server, case, prompts, repeats, seconds, rescores, tick)
         if rescores:
             figures["rescored"] = self._rescore(server, case, prompts, tick)
+            if figures["rescored"]:
+                tick("rescoring its own")
+                own = rescore(server.url, prompts, figures["outputs"])
+                figures["own_rescored"] = own.describe(len(figures["outputs"]))
         tick("flush")
         server.flush()
         return figures | {"chosen": chosen}
@@ -263,15 +267,7 @@ class SideRun:
                 continue
             tick("rescoring")
             outputs = figures["outputs"]
-            result = rescore(server.url, prompts, outputs)
-            found[path.name] = {
-                "margin": MARGIN,
-                "outputs": len(outputs),
-                "tokens": result.tokens,
-                "near_ties": result.near_ties,
-                "worst": result.worst,
-                "mismatches": result.mismatches,
-            }
+            found[path.name] = rescore(server.url, prompts, outputs).describe(len(outputs))
         return found
 
     def _traffic(self, traffic: Traffic, case: Case, tick) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def server_hooks() -> tuple[Hook, ...]:
     from sglang_vericache.hooks import (
         decode_reserve,
         finish_state,
+        first_tokens,
         grammar,
         http_server,
         internal_state,
@@ -81,6 +82,7 @@ def server_hooks() -> tuple[Hook, ...]:
     return (
         *decode_reserve.HOOKS,
         *finish_state.HOOKS,
+        *first_tokens.HOOKS,
         *grammar.HOOKS,
         *http_server.HOOKS,
         *internal_state.HOOKS,

@@ -31,7 +31,6 @@ class RequestState:
         may_grow: its view grows where its drafts fail; not where it asked for a ratio of its own.
         grown: the larger budget that its view has since then, as far as there is memory.
         grows_next: its view is replaced as soon as nothing is drafted over it.
-        first_step: it decodes for the first time.
         last_yield, last_reason: tokens of its last round, or of its last plain steps and why
             they were plain.
         full: its row names its whole full KV; else that is detached, or on its way.
@@ -62,7 +61,6 @@ class RequestState:
     may_grow: bool = False
     grown: Budget | None = None
     grows_next: bool = False
-    first_step: bool = True
     deepest: int = 0
 
     @property

@@ -33,7 +33,6 @@ class ViewKeeper:
         tree: the radix cache, for the nodes of a request's path.
         capture: what was seen of a prefill's queries.
         room: what the draft pool can spare.
-        overlap: a step is launched before the first tokens of the prefill before it are sent.
 
     Attributes:
         built: this step has read full KV, to open views or to select a path anew.
@@ -48,10 +47,9 @@ class ViewKeeper:
         pace: Pace,
         phases: PhaseClock,
         room: DraftRoom,
-        overlap: bool = False,
     ) -> None:
         self.config, self.views, self.tree, self.capture = config, views, tree, capture
-        self.pace, self.phases, self.room, self.overlap = pace, phases, room, overlap
+        self.pace, self.phases, self.room = pace, phases, room
         self._opened: list[tuple[DraftView, int]] = []  # in this step, with committed tokens
         self.built = False
 
@@ -87,8 +85,6 @@ class ViewKeeper:
             if self._opened:
                 with self.phases("build"):
                     self.views.fill_tails(self._opened)
-        for state in states:
-            state.first_step = False
         return reasons
 
     @contextmanager
@@ -206,8 +202,8 @@ class ViewKeeper:
         if not self.tree.holds_prompt(req, state.prompt_tokens):
             # Overlap scheduling: the prefill's result is processed while this step runs.
             return AWAITS_CHECKPOINT
-        if self.overlap and state.first_step:
-            return AWAITS_CHECKPOINT  # which changes nothing, but its first token would wait
+        if not req.output_ids:
+            return AWAITS_CHECKPOINT  # it would change nothing, but the first token would wait
         # A span over the prompt can be shared; what was generated since goes to the tail. A larger
         # view takes the place of the one that the prompt's node owns, as long as the tail is short.
         most = self.config.fold_tail_tokens if state.grown is not None else RECENT_TOKENS

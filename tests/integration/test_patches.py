@@ -24,7 +24,7 @@ FILES = (
     *("test_patched_scheduler.py", "test_patched_plugins.py", "test_patched_forward.py"),
     *("test_patched_frontend.py", "test_patched_responses.py", "test_http_routes.py"),
     *("test_loud_failure.py", "test_bad_input.py", "test_pending_tokens.py"),
-    "test_pool_room.py",
+    *("test_pool_room.py", "test_first_tokens.py"),
 )
 TIMEOUT_S = 600
 

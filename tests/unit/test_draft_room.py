@@ -19,7 +19,8 @@ VIEW = 200 + 210
 
 
 def request(rid: str, tokens: int = 1000) -> SimpleNamespace:
-    return SimpleNamespace(rid=rid, full_untruncated_fill_ids=[0] * tokens, session=None)
+    ids = [0] * tokens
+    return SimpleNamespace(rid=rid, full_untruncated_fill_ids=ids, session=None, output_ids=[5])
 
 
 def state(rid: str, view=None) -> SimpleNamespace:
@@ -104,10 +105,12 @@ def test_views_where_plain_decoding_is_faster(needed):
     one.grown, one.may_grow = None, False
     plain = Choice(0, True, 0)
     for _ in range(2):
-        reasons = keeper.prepare([SimpleNamespace(rid="a")], [one], [901], [99], plain, needed)
+        reasons = keeper.prepare(
+            [SimpleNamespace(rid="a", output_ids=[5])], [one], [901], [99], plain, needed
+        )
         assert reasons == [PLAIN_IS_FASTER] and (one.view is not None) == needed
     assert built == [901] * needed, "a view's cost is told once, by its context"
-    keeper.prepare([SimpleNamespace(rid="a")], [one], [901], [99], plain, False)
+    keeper.prepare([SimpleNamespace(rid="a", output_ids=[5])], [one], [901], [99], plain, False)
     assert one.view is None
 
 

@@ -33,4 +33,12 @@ def test_near_ties_and_mismatches():
     result.add(1, [0.0, 0.3], margin=0.25)
     assert (result.tokens, result.near_ties, result.worst) == (5, 1, 0.2)
     assert result.mismatches == [(1, 1, 0.3)]
-    assert "1 mismatches" in result.summary()
+    assert "1 mismatches" in result.summary() and result.furthest == 0.3
+    assert result.describe(2)["mismatches"] == [(1, 1, 0.3)]
+
+
+def test_rounding_is_no_mismatch():
+    """Two steps of 1/8, as float32 subtracts them, are a tie; three are none."""
+    result = Rescored()
+    result.add(0, [0.25000011920928955, 0.375], margin=0.25)
+    assert (result.near_ties, result.mismatches) == (1, [(0, 1, 0.375)])

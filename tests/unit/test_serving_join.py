@@ -259,7 +259,11 @@ def test_exactness_row(tmp_path):
     assert (row.mismatches, row.near_ties) == (1, 1)
     # Ours part once in 3 + 4 tokens that could have been the first difference.
     assert row.value == pytest.approx(1000 / 7, abs=0.001) and row.baseline == 250
-    assert "0.25" in row.note and "8 tokens of 2 outputs" in row.note
+    assert "0.25" in row.note and "8 tokens of 2 outputs" in row.note and "own 8" not in row.note
+    besides["own_rescored"] = rescored | {"furthest": 0.5}
+    write(tmp_path, 2, "plain", {"c": figures([100], PLAIN, besides=besides)})
+    note = rows(tmp_path)["c", "first_differences"].note
+    assert "own 8 tokens 1 are near ties and 1 further below (furthest 0.500)" in note
 
 
 def test_only_like_is_compared_with_like(tmp_path):

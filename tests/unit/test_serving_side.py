@@ -196,7 +196,9 @@ def test_only_new_outputs_are_rescored(tmp_path, monkeypatch):
     assert [f and list(f) for f in found] == [
         *(None, ["run-00-ours.json"], {}, None, ["run-03-ours.json"])
     ]
-    assert len(asked) == 2
+    assert len(asked) == 4, "and each time the plain server's own"
+    own = ["own_rescored" in r["cases"]["one"] for _, r in side.read_runs(tmp_path)]
+    assert own == [False, True, False, False, True]
 
 
 @pytest.mark.parametrize("arrivals, says", [(None, "no prompts"), (0.7, "capacity")])

@@ -14,7 +14,7 @@ from sglang_vericache.rounds.draft_room import DraftRoom
 from sglang_vericache.rounds.pace import Choice
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.view_keeper import ViewKeeper
-from sglang_vericache.support import PLAIN_IS_FASTER
+from sglang_vericache.support import AWAITS_CHECKPOINT, PLAIN_IS_FASTER
 
 PROMPT = 600
 DRAFTS = Choice(4, True, 4)
@@ -53,9 +53,9 @@ class Keeping:
         phases = PhaseClock("cpu")
         self.keeper = ViewKeeper(world.config, world.views, tree, capture, pace, phases, room)
 
-    def step(self, committed: int, left: int = 300, choice: Choice = DRAFTS):
+    def step(self, committed: int, left: int = 300, choice: Choice = DRAFTS, outputs=(5,)):
         many = len(self.states)
-        reqs = [SimpleNamespace(rid=state.rid) for state in self.states]
+        reqs = [SimpleNamespace(rid=state.rid, output_ids=outputs) for state in self.states]
         return self.keeper.prepare(reqs, self.states, [committed] * many, [left] * many, choice)
 
     def fail(self, *states: RequestState) -> None:
@@ -105,6 +105,14 @@ def test_folds_within_the_larger_budget():
     keeping.check(850)
 
 
+def test_first_tokens_do_not_wait_for_a_view():
+    """Catches a view that is opened while the first token is still to be sent, as it is under
+    overlap scheduling where a step is launched before the prefill's result is looked at."""
+    keeping = Keeping(2)
+    assert keeping.step(PROMPT + 1, outputs=()) == [AWAITS_CHECKPOINT] * 2
+    assert keeping.step(PROMPT + 2) == [None] * 2
+
+
 @pytest.mark.parametrize("drafted", [0, 4])
 def test_folds_whatever_is_drafted(drafted):
     """Catches tails that are never folded while rounds are drafted ahead."""
@@ -114,7 +122,8 @@ def test_folds_whatever_is_drafted(drafted):
     keeping.world.commit(state.view, PROMPT, 850 + drafted)
     state.drafted = drafted
     assert keeping.step(850) == [None]
-    assert keeping.keeper.built and state.view.tail_start == 850 - 64 and state.drafted == drafted
+    assert state.view.tail_start == 850 - 64 and state.drafted == drafted
+    assert not keeping.keeper.built, "a tail is folded without its full KV"
     keeping.check(850 + drafted)
 
 
