@@ -150,14 +150,23 @@ class ViewKeeper:
             self.views.counters.views_grown += 1
 
     def _fold_long_tails(self, states: Sequence[RequestState], committed: Sequence[int]) -> None:
-        limit = self.config.fold_tail_tokens
-        long = [
+        """Where one is too long, those go with it that are half as much longer than must stay: it
+        is launching that a fold costs, and many requests would have one in every step. Not where
+        the number of tokens is fixed: there a whole path is selected anew, each by itself."""
+        tails = [
             (state, state.view, length)
             for state, length in zip(states, committed, strict=True)
-            if state.view is not None and state.full and state.view.tail_tokens(length) > limit
+            if state.view is not None and state.full
         ]
-        if not long:
+        limit = self.config.fold_tail_tokens
+        if not any(view.tail_tokens(length) > limit for _, view, length in tails):
             return
+        shared = (RECENT_TOKENS + limit) // 2
+        long = [
+            (state, view, length)
+            for state, view, length in tails
+            if view.tail_tokens(length) > (limit if view.budget.keep_ratio is None else shared)
+        ]
         selected = self.views.counters.built
         with self.phases("build"):
             folded = self.views.fold([(view, length) for _, view, length in long])

@@ -127,6 +127,25 @@ def test_folds_whatever_is_drafted(drafted):
     keeping.check(850 + drafted)
 
 
+def test_tails_are_folded_together():
+    """Catches a fold for each request by itself, which in a large batch is one in every step, and
+    short tails that are folded by a few tokens at a time."""
+    keeping = Keeping(4)  # tails of more than 200 are folded, of 64 tokens nothing is
+    keeping.step(PROMPT + 1)
+    lengths = [PROMPT + tail for tail in (201, 133, 132, 70)]
+    reqs = [SimpleNamespace(rid=state.rid, output_ids=[5]) for state in keeping.states]
+    for state, length in zip(keeping.states, lengths, strict=True):
+        keeping.world.commit(state.view, PROMPT, length)
+
+    def step(lengths):
+        assert keeping.keeper.prepare(reqs, keeping.states, lengths, [99] * 4, DRAFTS) == [None] * 4
+        return [s.view.tail_tokens(n) for s, n in zip(keeping.states, lengths, strict=True)]
+
+    assert step([lengths[0] - 1, *lengths[1:]]) == [200, 133, 132, 70]
+    assert step(lengths) == [132, 64, 132, 70]
+    assert keeping.world.counters.folded == 2
+
+
 def test_a_long_tail_is_in_the_new_span():
     keeping = Keeping()
     keeping.step(PROMPT + 1)
