@@ -139,7 +139,7 @@ class VeriRadixCache(UnifiedRadixCache):
         # Rotation makes room for as many as it wants.
         if waiting and self.admission is not None and not (rotation and rotation.pays):
             # What the device has of the prompt may be locked by others: it counts as nothing.
-            own = len(req.full_untruncated_fill_ids) - len(req.prefix_indices) + growth_tokens
+            own = len(req.full_untruncated_fill_ids) - req.prefix_len + growth_tokens
             if self.admission.holds(remaining_tokens // max(own, 1), waiting):
                 return False
         return rotation is None or rotation.may_admit(req, remaining_tokens, growth_tokens)

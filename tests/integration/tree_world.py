@@ -276,7 +276,7 @@ class Request:
     priority = session_id = extra_key = cache_salt = kv_rotation_base = session = None
     skip_radix_cache_insert = False
     lock = last_node = None
-    prefix_indices = ()
+    prefix_len = 0
     swa_host_hit_length = mamba_host_hit_length = 0
 
     def __init__(self, rid: str, text: list[int]) -> None:
