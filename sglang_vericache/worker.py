@@ -14,7 +14,6 @@ from sglang.srt.runtime_context import get_observability, get_schedule, get_serv
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 
 from sglang_vericache.compressors.registry import create_scorer
-from sglang_vericache.compressors.watch import FEWEST_QUERIES
 from sglang_vericache.config import AUTO, VeriCacheConfig
 from sglang_vericache.draft.backend import DraftAttentionBackend
 from sglang_vericache.draft.drafter import Drafter
@@ -224,9 +223,9 @@ class VeriCacheWorker(BaseSpecWorker):
         for req, start, count in zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True):
             total = len(req.full_untruncated_fill_ids)
             drafts = self.drafting and total >= self.config.min_context_tokens
-            # Of fewer queries than these nobody makes anything, unless others come before them.
-            few = total - start < FEWEST_QUERIES and self.capture.observation(req.rid) is None
-            if drafts and not few and draft_obstacle(req, options_of(req, self.config)) is None:
+            # A prompt that is in the cache computes its last token again: nothing to be learnt.
+            known = total - start == 1 and self.capture.observation(req.rid) is None
+            if drafts and not known and draft_obstacle(req, options_of(req, self.config)) is None:
                 ranges.append(self.capture.range_of(req.rid, start, count, total, offset))
             offset += count
         return [r for r in ranges if r is not None]

@@ -20,7 +20,8 @@ def add_one_req(original, adder, req, has_chunked_req, truncation_align_size):
     most = req.sampling_params.max_new_tokens - len(req.output_ids)
     growth = min(max(most, 0), CLIP_MAX_NEW_TOKENS)
     remaining = int(adder.rem_total_tokens)
-    waiting = 0 if adder.can_run_list or has_chunked_req else adder.waiting_queue_len
+    alone = not (adder.can_run_list or adder.preempt_list or has_chunked_req)
+    waiting = adder.waiting_queue_len if alone else 0
     if not cache.may_admit(req, remaining, growth, waiting):
         return AddReqResult.OTHER
     result = original(adder, req, has_chunked_req, truncation_align_size)

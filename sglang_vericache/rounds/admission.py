@@ -52,6 +52,7 @@ class Admission:
     def ended(self) -> None:
         """A request gives its place back."""
         self._ends.append(self._clock())
+        self._running = max(self._running - 1, 0)  # until the next step tells
 
     @property
     def together(self) -> int:

@@ -153,27 +153,29 @@ class ViewKeeper:
         """Where one is too long, those go with it that are half as much longer than must stay: it
         is launching that a fold costs, and many requests would have one in every step. Not where
         the number of tokens is fixed: there a whole path is selected anew, each by itself."""
-        tails = [
-            (state, state.view, length)
-            for state, length in zip(states, committed, strict=True)
-            if state.view is not None and state.full
-        ]
         limit = self.config.fold_tail_tokens
-        if not any(view.tail_tokens(length) > limit for _, view, length in tails):
-            return
-        shared = (RECENT_TOKENS + limit) // 2
-        long = [
-            (state, view, length)
-            for state, view, length in tails
-            if view.tail_tokens(length) > (limit if view.budget.keep_ratio is None else shared)
-        ]
-        selected = self.views.counters.built
-        with self.phases("build"):
-            folded = self.views.fold([(view, length) for _, view, length in long])
+        least, selected = (RECENT_TOKENS + limit) // 2, self.views.counters.built
+        while True:
+            tails = [
+                (state, state.view, length, state.view.tail_tokens(length))
+                for state, length in zip(states, committed, strict=True)
+                if state.view is not None and state.full
+            ]
+            if not any(tail > limit for *_, tail in tails):
+                break
+            long = [
+                (state, view, length)
+                for state, view, length, tail in tails
+                if tail > (limit if view.budget.keep_ratio is None else least)
+            ]
+            with self.phases("build"):
+                folded = self.views.fold([(view, length) for _, view, length in long])
+            for (state, *_), done in zip(long, folded, strict=True):
+                if not done:
+                    self._without_memory(state)
+            # All are folded by what the shortest allows: for the longest that may be too little.
+            least = limit
         self.built = self.views.counters.built > selected
-        for (state, *_), done in zip(long, folded, strict=True):
-            if not done:
-                self._without_memory(state)
 
     def _prepare(
         self,

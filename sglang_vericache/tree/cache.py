@@ -133,7 +133,8 @@ class VeriRadixCache(UnifiedRadixCache):
         Args:
             remaining_tokens: what the scheduler has left to admit.
             growth_tokens: what the request may take beside its prompt.
-            waiting: requests, this one included; 0 where others are admitted in the same pass.
+            waiting: requests, this one included; 0 where others are admitted, or preempted for it,
+                in the same pass.
         """
         rotation = self.rotation
         # Rotation makes room for as many as it wants.

@@ -50,7 +50,7 @@ REQ = SimpleNamespace(
 )
 
 
-def add(cache, result, admitted=()):
+def add(cache, result, admitted=(), preempted=()):
     """What add_one_req says where SGLang's own part says ``result``."""
     adder = SimpleNamespace(
         tree_cache=cache,
@@ -58,6 +58,7 @@ def add(cache, result, admitted=()):
         per_req_token_overhead=1,
         can_run_list=list(admitted),
         waiting_queue_len=7,
+        preempt_list=list(preempted),
         _add_one_req=lambda *_: result,
     )
     if PATCHED:
@@ -89,6 +90,13 @@ def test_admitted_as_the_last_one():
     cache = Cache()
     assert add(cache, AddReqResult.NO_TOKEN, [REQ]) == AddReqResult.OTHER
     assert cache.shortages == [0] and cache.asked == [(50, 28, 0)], "this pass has its prefill"
+
+
+def test_who_had_others_preempted_does_not_wait():
+    """Catches a request that is held back after running ones were thrown out for it."""
+    cache = Cache()
+    add(cache, AddReqResult.CONTINUE, preempted=["other"])
+    assert cache.asked == [(50, 28, 0)]
 
 
 def test_without_rotation_nothing_changes():

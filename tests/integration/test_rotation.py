@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from types import SimpleNamespace
 
 import cpu_engine
@@ -11,6 +12,8 @@ import pytest
 cpu_engine.required()
 
 from rotation_scheduler import WIDTH, Drafts, Scheduler, texts  # noqa: E402
+from sglang.srt.managers.schedule_batch import Req  # noqa: E402
+from sglang.srt.sampling.sampling_params import SamplingParams  # noqa: E402
 from tree_world import Request, World, settings  # noqa: E402, F401
 
 from sglang_vericache.loader.planner import Place  # noqa: E402
@@ -157,6 +160,17 @@ def test_requests_that_are_let_in_together(pays):
         assert {waiting for _, waiting in admission.asked} < set(range(1, 17))
         assert max(fitting for fitting, _ in admission.asked) == 550 // (90 + 40)
     finish(world, scheduler, 16)
+
+
+def test_a_request_of_sglang_is_asked_about():
+    """Catches an attribute that only our stand-in for SGLang's request has."""
+    world, admission = World(device=550, host=2_000), Holding()
+    world.cache.rotation, world.cache.admission = None, admission
+    req = Req("r", "", array("q", range(100)), SamplingParams(max_new_tokens=10))
+    req.full_untruncated_fill_ids = array("q", range(100))
+    assert not world.cache.may_admit(req, 230, 10, 9)
+    assert world.cache.may_admit(req, 230, 10, 1) and world.cache.may_admit(req, 230, 10, 0)
+    assert admission.asked == [(2, 9), (2, 1)]
 
 
 def with_a_fetch_under_way() -> tuple[World, Rotation, Request]:

@@ -80,6 +80,7 @@ def busy():
     for _ in range(32):
         clock.now += 0.02
         admission.ended()
+        admission.step(16)
     assert admission.together == 5
     return clock, admission
 
@@ -98,8 +99,10 @@ def test_who_waits(busy):
     clock.now += MOST_WAIT_S / 2
     assert not admission.holds(fitting=1, waiting=9)
     assert admission.held == 3
-    admission.step(0)
-    assert not admission.holds(fitting=1, waiting=9), "nobody runs"
+    admission.step(2)
+    admission.ended()
+    admission.ended()
+    assert not admission.holds(fitting=1, waiting=9), "nobody runs, and no step tells"
 
 
 def test_what_is_not_known():
@@ -115,6 +118,7 @@ def test_what_is_not_known():
     for _ in range(40):
         clock.now += 0.02
         admission.ended()
+    admission.step(12)
     assert admission.together == 1 and not admission.holds(1, 9)
     admission.prefill(1)
     clock.now += 0.02

@@ -146,6 +146,24 @@ def test_tails_are_folded_together():
     assert keeping.world.counters.folded == 2
 
 
+def test_no_tail_stays_too_long():
+    """Catches a tail that grows faster than the shortest one lets it be folded, until its row
+    overflows: the limit is just above what must stay."""
+    keeping = Keeping(3, fold_tail_tokens=65, slots=9000)
+    keeping.step(PROMPT + 1)
+    lengths = [PROMPT + 1] * 3
+    reqs = [SimpleNamespace(rid=state.rid, output_ids=[5]) for state in keeping.states]
+    for _ in range(60):
+        for i, more in enumerate((1, 3, 5)):
+            keeping.world.commit(keeping.states[i].view, lengths[i], lengths[i] + more)
+            lengths[i] += more
+        assert keeping.keeper.prepare(reqs, keeping.states, lengths, [99] * 3, DRAFTS) == [None] * 3
+        tails = [s.view.tail_tokens(n) for s, n in zip(keeping.states, lengths, strict=True)]
+        assert max(tails) <= 65
+    for state, length in zip(keeping.states, lengths, strict=True):
+        keeping.world.tokens_of(state.view, length)
+
+
 def test_a_long_tail_is_in_the_new_span():
     keeping = Keeping()
     keeping.step(PROMPT + 1)
