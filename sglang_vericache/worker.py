@@ -41,7 +41,7 @@ from sglang_vericache.rounds.draft_room import DraftRoom
 from sglang_vericache.rounds.pace import create_pace, horizons_up_to
 from sglang_vericache.rounds.policy import RoundPlan
 from sglang_vericache.rounds.requests import RunningRequests, remaining_of
-from sglang_vericache.rounds.rotation_setup import create_rotation
+from sglang_vericache.rounds.rotation_setup import ASSUMED_LINK_RATE, create_rotation
 from sglang_vericache.rounds.step_planner import StepPlanner
 from sglang_vericache.rounds.view_keeper import ViewKeeper
 from sglang_vericache.status import status_of
@@ -206,7 +206,8 @@ class VeriCacheWorker(BaseSpecWorker):
     def _extend(self, batch: ScheduleBatch, on_publish) -> GenerationBatchResult:
         self.pace.unusual()
         self.planner.prefill()
-        self.admission.prefill(batch.extend_num_tokens)
+        loaded = self.row_bytes.full * sum(req.host_loaded_length for req in batch.reqs)
+        self.admission.prefill(batch.extend_num_tokens, loaded / ASSUMED_LINK_RATE)
         mark_scoring(batch)
         self.rotation.before_extend(batch)
         with self.capture.during(self._capture_ranges(batch)):

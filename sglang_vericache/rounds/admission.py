@@ -30,22 +30,28 @@ class Admission:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
-        self._prefill: float | None = None
+        self._prefill: float | None = None  # when it began
+        self._loading_s = 0.0
         self._prefills: deque[float] = deque(maxlen=PREFILLS)
         self._ends: deque[float] = deque(maxlen=ENDS)
         self._running = 0
         self._since: float | None = None
         self.held = 0
 
-    def prefill(self, tokens: int) -> None:
-        """One of so many tokens begins."""
+    def prefill(self, tokens: int, loading_s: float = 0.0) -> None:
+        """One of so many tokens begins.
+
+        Args:
+            loading_s: what bringing prompts from the host takes at most: it is not saved where
+                several of them come together.
+        """
         self._prefill = self._clock() if tokens <= FEW_TOKENS else None
-        self._since = None
+        self._since, self._loading_s = None, loading_s
 
     def step(self, running: int) -> None:
         """A decode step of so many requests begins."""
         if self._prefill is not None:
-            self._prefills.append(self._clock() - self._prefill)
+            self._prefills.append(max(self._clock() - self._prefill - self._loading_s, 0.0))
             self._prefill = None
         self._running = running
 

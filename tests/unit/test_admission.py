@@ -126,6 +126,24 @@ def test_what_is_not_known():
     assert admission.together > 1
 
 
+def test_loading_is_not_saved():
+    """Catches four gigabytes that come from the host with each prompt, taken for what one prefill
+    of several would save."""
+    clock = Clock()
+    together = []
+    for loading_s in (0.0, 0.09, 0.3):
+        admission = Admission(clock)
+        admission.prefill(1, loading_s)
+        clock.now += 0.1
+        admission.step(12)
+        for _ in range(8):
+            clock.now += 0.1
+            admission.ended()
+            admission.step(12)
+        together.append(admission.together)
+    assert together == [4, 1, 1]
+
+
 def test_the_shortest_prefill_counts(busy):
     clock, admission = busy
     for seconds in (0.3, 0.2, 0.4):
