@@ -61,6 +61,9 @@ class Rotation:
         push_tokens: of what a rotating request has generated, to be given to the tree at a time.
         watch: measures whether rotation pays; None rotates whenever memory is short.
         room: of the draft pool; None when that never runs out.
+
+    Attributes:
+        pays: more requests than fit are wanted.
     """
 
     def __init__(
