@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 
 from sglang_vericache.kernels.formats import (
@@ -62,12 +60,8 @@ class PoolStorage:
 
     def read_stored_keys(self, slots: torch.Tensor) -> torch.Tensor:
         """Keys as `read_layers` gives them, but in the basis that they are stored in."""
-        return self.format.stored_keys({name: t[:, slots] for name, t in self.key_tensors})
-
-    @property
-    def key_tensors(self) -> Iterable[tuple[str, torch.Tensor]]:
-        """Those that hold something of the keys."""
-        return ((name, t) for name, t in self.tensors.items() if name != "values")
+        tensors = {name: t for name, t in self.tensors.items() if name != "values"}
+        return self.format.stored_keys({name: t[:, slots] for name, t in tensors.items()})
 
     def write(
         self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor

@@ -99,10 +99,10 @@ def _useful(case: Case, row: RowBytes, split: Pools, weight_bytes: int) -> int:
 
 
 def _attached(case: Case, split: Pools) -> int:
-    """Requests whose full KV the main pool holds, and what a verification may add."""
-    spare = VeriCacheConfig().verify_width
+    """Requests whose full KV the main pool holds, with room for the reserves of a few steps."""
+    spare = 4 * VeriCacheConfig().verify_width
     counts = range(1, case.requests + 1)
-    return sum(main_tokens(case, n) + 4 * n * spare <= split.main_tokens for n in counts)
+    return sum(main_tokens(case, n) + n * spare <= split.main_tokens for n in counts)
 
 
 def main_tokens(case: Case, requests: int) -> int:

@@ -40,7 +40,7 @@ class Fp8Format(PoolFormat):
         return {"keys": _saturating_cast(keys), "values": _saturating_cast(values)}
 
     def decode(self, stored: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        return stored["keys"].view(E4M3).float(), stored["values"].view(E4M3).float()
+        return self.stored_keys(stored), stored["values"].view(E4M3).float()
 
     def stored_keys(self, stored: dict[str, torch.Tensor]) -> torch.Tensor:
         return stored["keys"].view(E4M3).float()

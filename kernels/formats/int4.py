@@ -69,9 +69,8 @@ class Int4Format(PoolFormat):
     def decode(self, stored: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         block = _check(4 * stored["keys"].shape[-1])
         scales = stored["scales"].float()
-        keys = scales[..., 1:2] + scales[..., 0:1] * unpack_codes(stored["keys"], block)
         values = scales[..., 3:4] + scales[..., 2:3] * unpack_codes(stored["values"], block)
-        return rotate(keys, block), rotate(values, block)
+        return rotate(self.stored_keys(stored), block), rotate(values, block)
 
     def stored_keys(self, stored: dict[str, torch.Tensor]) -> torch.Tensor:
         block = _check(4 * stored["keys"].shape[-1])
