@@ -12,6 +12,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,10 +20,11 @@ import torch
 from benchmarks.rows import Row, append
 from sglang_vericache.kernels.pool_format import create_format
 
+VERIFY = "verify attention"
 FORMATS = ("bfloat16", "fp8_e4m3", "int4")
 # The main pool's, which verify passes read; and their tokens of a request.
 MAIN_FORMAT = "bfloat16"
-VERIFY_WIDTHS = (4, 8, 16, 17)
+VERIFY_WIDTHS = (4, 5, 8, 16, 17)
 CALLS_IN_GRAPH = 24
 REPLAYS = 15
 COPY_BYTES = 2 << 30
@@ -53,6 +55,13 @@ ALTERNATIVES = {
         *((64, 4, 2, 5), (64, 4, 3, 5), (64, 4, 5, 5), (128, 4, 3, 3), (128, 4, 5, 3)),
     ],
 }
+# block_n, num_warps, num_stages of verify passes by the draft steps' kernel.
+VERIFY_ALTERNATIVES = (
+    *((32, 2, 3), (32, 4, 3), (64, 2, 3), (64, 4, 2), (64, 4, 3), (64, 4, 4)),
+    *((64, 8, 3), (128, 4, 2), (128, 4, 3), (128, 8, 2), (128, 8, 3)),
+)
+# Programs for each multiprocessor, whatever is resident.
+VERIFY_PROGRAMS = (4, 8, 16, 32)
 # Programs in all, as a multiple of those resident at once.
 ROUNDS = (1, 2, 4)
 
@@ -94,31 +103,73 @@ def lines(options: argparse.Namespace, best: float) -> Iterator[dict]:
     for shape in SHAPES:
         if options.shape not in (None, shape.name):
             continue
+        if options.requests is not None:
+            shape = replace(shape, requests=options.requests)
         for name in FORMATS:
             if options.format not in (None, name):
                 continue
             case = Case(shape, create_format(name, torch.bfloat16, shape.dim), options.scattered)
             head = {"shape": shape.name, "format": name}
             if options.sweep:
-                yield from sweep(case, head, best)
+                if options.op != VERIFY:
+                    yield from sweep(case, head, best)
+                elif name == MAIN_FORMAT:
+                    del case
+                    yield from sweep_verify_passes(shape, head, best)
                 continue
             for op, prepare in case.operations():
                 if options.op is None or op.split(",")[0] == options.op:
                     timed = prepare()
                     yield head | {"op": op} | figures(time_us(timed.calls), timed.moved_bytes, best)
             del case
-            if name == MAIN_FORMAT and options.op in (None, "verify attention"):
+            if name == MAIN_FORMAT and options.op in (None, VERIFY):
                 yield from verify_passes(shape, head, best)
 
 
 def verify_passes(shape, head: dict, best: float) -> Iterator[dict]:
-    from benchmarks.verify_case import verify_attention
+    from benchmarks.verify_case import RowCase, verify_attention
 
     for width in VERIFY_WIDTHS:
-        timed = verify_attention(shape, width)
-        op = f"verify attention, {width} tokens"
-        yield head | {"op": op} | figures(time_us(timed.calls), timed.moved_bytes, best)
-        del timed
+        for how, prepare in (
+            ("", verify_attention),
+            (" by rows", lambda shape, width: RowCase(shape, width).timed()),
+        ):
+            timed = prepare(shape, width)
+            op = f"{VERIFY}{how}, {width} tokens"
+            yield head | {"op": op} | figures(time_us(timed.calls), timed.moved_bytes, best)
+            del timed
+
+
+def sweep_verify_passes(shape, head: dict, best: float) -> Iterator[dict]:
+    """The kernel of draft steps over the full KV in every alternative, the table's own first."""
+    from benchmarks.verify_case import RowCase
+    from sglang_vericache.kernels.draft_attention.config import (
+        AttentionConfig,
+        config_of,
+        multiprocessors,
+    )
+
+    for width in VERIFY_WIDTHS:
+        case = RowCase(shape, width)
+        table = config_of(case.storage, case.query_rows)
+        processors = multiprocessors(torch.device("cuda"))
+        splits = {max(1, n * processors // case.pairs) for n in VERIFY_PROGRAMS}
+        tried = [(table, case.splits_of(table))]
+        for numbers in VERIFY_ALTERNATIVES:
+            tried += [(AttentionConfig(*numbers, 1), count) for count in sorted(splits)]
+        for config, count in tried:
+            op = (
+                f"{width} tokens BLOCK_N {config.block_n} warps {config.num_warps} stages "
+                f"{config.num_stages} splits {count}" + (" (table)" if config == table else "")
+            )
+            try:
+                timed = case.timed(config, count)
+                us = time_us(timed.calls)
+            except Exception as failure:  # as in `sweep`
+                yield head | {"op": op, "failed": f"{type(failure).__name__}: {failure}"[:60]}
+                continue
+            yield head | {"op": op} | figures(us, timed.moved_bytes, best)
+        del case
 
 
 def figures(us: float, moved_bytes: int, best: float) -> dict:
@@ -172,14 +223,16 @@ def report(line: dict) -> str:
     return f"{start} {line['us']:9.1f} us {line['GB/s']:6} GB/s {line['share']:6.1%} of copy"
 
 
-def row_of(line: dict, scattered: bool) -> Row:
+def row_of(line: dict, scattered: bool, requests: int | None) -> Row:
+    slots = "scattered" if scattered else "in runs"
+    batch = "" if requests is None else f", {requests} requests"
     return Row(
         case="kernels",
         metric=line["op"],
         value=line["us"],
         unit="us",
         model=f"shapes of {line['shape']}",
-        flags=f"{line['format']}, slots {'scattered' if scattered else 'in runs'}",
+        flags=f"{line['format']}, slots {slots}{batch}",
         note=f"{line['GB/s']} GB/s, {line['share']:.1%} of a large copy",
     )
 
@@ -187,6 +240,7 @@ def row_of(line: dict, scattered: bool) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--op", help="only this one: attention, append, commit, gather, ...")
+    parser.add_argument("--requests", type=int, help="in place of the shape's")
     parser.add_argument("--shape", help="only this one: 135M or 8B")
     parser.add_argument("--format", choices=FORMATS, help="only this one")
     parser.add_argument("--sweep", action="store_true", help="attention in alternative configs")
@@ -210,7 +264,7 @@ def main() -> None:
         print(report(line), flush=True)
         # A sweep compares alternatives that nobody runs: nothing to keep.
         if not (options.sweep or options.no_rows):
-            append("kernels.jsonl", row_of(line, options.scattered))
+            append("kernels.jsonl", row_of(line, options.scattered, options.requests))
     if options.sweep:
         print("\nbest of each")
         timed = [line for line in made if "us" in line]

@@ -18,6 +18,7 @@ from sglang_vericache.config import (
     DRAFT_DTYPES,
     HORIZON_POLICIES,
     OFFLOAD_CHOICES,
+    VERIFY_ATTENTION_CHOICES,
     CompressorSpec,
     VeriCacheConfig,
     VeriCacheConfigError,
@@ -191,6 +192,14 @@ FLAGS: tuple[Flag, ...] = (
         "Draft the next round in the step that verifies this one, so that the GPU does not wait "
         "for the scheduler (default auto: on a GPU, with overlap scheduling and without "
         "--vericache-stagger). Not while some full cache is away from the GPU or is to leave it.",
+    ),
+    Flag(
+        "vericache_verify_attention",
+        "verify_attention",
+        _one_of("vericache_verify_attention", VERIFY_ATTENTION_CHOICES),
+        "|".join(VERIFY_ATTENTION_CHOICES),
+        "Verify with the server's attention backend, or with the Triton kernel that draft steps "
+        "use, over the full KV (default backend).",
     ),
     Flag(
         "vericache_cascade",

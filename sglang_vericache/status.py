@@ -25,6 +25,7 @@ def status_of(worker: Any) -> dict[str, Any]:
         "plain_together": worker.pace.plain_together,
         "rounds_ahead": worker.planner.rounds_ahead,
         "admission": {"together": worker.admission.together, "held": worker.admission.held},
+        "verify_attention": worker.verifier.attention,
         "hooks": applied_hooks(),
     }
     if worker.requests is None:

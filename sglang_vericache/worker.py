@@ -53,6 +53,7 @@ from sglang_vericache.upload import to_device
 from sglang_vericache.verify.cascade import Cascade
 from sglang_vericache.verify.logits_consumer import create_picker
 from sglang_vericache.verify.plan_fence import fence_plans
+from sglang_vericache.verify.row_attention import create_row_attention
 from sglang_vericache.verify.verifier import PreparedVerify, Verified, Verifier
 
 logger = logging.getLogger(__name__)
@@ -123,11 +124,14 @@ class VeriCacheWorker(BaseSpecWorker):
             self.req_to_token_pool.size,
         )
         max_position = self.model_runner.model_config.context_len - 1
-        self.verifier = Verifier(self.model_runner, self.drafts, picker, max_position)
+        main = self.token_to_kv_pool_allocator.get_kvcache()
+        own = create_row_attention(
+            self.config, main, self.req_to_token_pool, self.pool.storage.layers, query_heads
+        )
+        self.verifier = Verifier(self.model_runner, self.drafts, picker, max_position, own)
         self.planner = StepPlanner(self.config, max_position, self.ahead)
         backend = self.model_runner.attn_backend
         self.capture = QueryCapture(backend, self.scorer.watch, self.rotary)
-        main = self.token_to_kv_pool_allocator.get_kvcache()
         layers = range(self.pool.storage.layers)
         attention = next(
             m for m in self.model_runner.model.modules() if type(m).__name__ == "RadixAttention"
@@ -188,7 +192,7 @@ class VeriCacheWorker(BaseSpecWorker):
         self.cascade = Cascade(
             self.tree_cache.path_of,
             self.row_bytes.full // self.pool.storage.layers,
-            self.config.cascade == AUTO and self.verifier.graphs is not None,
+            self.config.cascade == AUTO and self.verifier.reads_prefixes_once,
         )
         logger.info("vericache active: %s", self.status())
 

@@ -75,7 +75,7 @@ def create_workspace(
         table_width: W of the row table.
         max_queries: the largest Q.
     """
-    if not runs_triton(storage.tensors["keys"]):
+    if not runs_triton(storage.tensors["keys"][0]):
         return None
     from sglang_vericache.kernels.draft_attention.workspace import Workspace
 

@@ -6,6 +6,7 @@ import torch
 
 from sglang_vericache.kernels.draft_attention.config import (
     config_of,
+    kind_of,
     multiprocessors,
     split_count,
 )
@@ -39,14 +40,15 @@ class Workspace:
         max_queries: int = 1,
     ) -> Workspace:
         """Enough for every batch of up to ``max_batch`` requests of ``max_queries`` queries."""
-        device = storage.tensors["keys"].device
+        device = storage.device
         heads, group = storage.heads, query_heads // storage.heads
         partial_rows = 0
         for query_rows in range(group, max_queries * group + 1, group):
             config = config_of(storage, query_rows)
             for pairs in range(heads, max_batch * heads + 1, heads):
                 splits = split_count(config, pairs, table_width, multiprocessors(device))
-                partial_rows = max(partial_rows, pairs * splits * query_rows)
+                if splits > 1 or kind_of(storage) == "int4":  # else nothing is combined
+                    partial_rows = max(partial_rows, pairs * splits * query_rows)
         return cls(max_batch * heads, partial_rows, storage.head_dim, device)
 
     def check(self, pairs: int, partial_rows: int, dim: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 import torch
 from sglang.kernels.ops.attention.kv_indices import create_flashinfer_kv_indices_triton
@@ -46,7 +46,7 @@ class CascadePlan:
     """
 
     def __init__(self, model_runner: ModelRunner, width: int, kv_indices: torch.Tensor) -> None:
-        backend: Any = model_runner.attn_backend
+        self.backend = backend = cast(Any, model_runner.attn_backend)
         self.width, self.kv_indices = width, kv_indices
         self.updater = backend.indices_updater_prefill
         self._prefixes, self._rest = (self._wrapper(backend) for _ in range(2))

@@ -7,7 +7,7 @@ that was launched before: here, for a whole round of draft steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from sglang.kernels.ops.attention.kv_indices import create_flashinfer_kv_indices_triton
@@ -50,7 +50,7 @@ class ChainPlan:
     ) -> None:
         from flashinfer import BatchPrefillWithPagedKVCacheWrapper
 
-        backend: Any = model_runner.attn_backend
+        self.backend = backend = cast(Any, model_runner.attn_backend)
         self.size, self.width = size, width
         self.kv_indices, self.updater = kv_indices, backend.indices_updater_prefill
         device = kv_indices.device

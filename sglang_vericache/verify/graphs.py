@@ -25,6 +25,7 @@ from sglang_vericache.verify.accept import accept_longest_prefix
 from sglang_vericache.verify.cascade_plan import CascadePlan
 from sglang_vericache.verify.chain_input import chain_verify_input
 from sglang_vericache.verify.chain_plan import ChainPlan
+from sglang_vericache.verify.row_attention import RowAttention, RowPlan
 from sglang_vericache.verify.token_picker import TokenPicker
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class CapturedVerify:
     source_slots: torch.Tensor
 
 
-def fits_workspace(plan: ChainPlan) -> bool:
+def fits_workspace(plan: ChainPlan | RowPlan) -> bool:
     """Whether FlashInfer has room for the partial results of a captured pass: it reserves them for
     every tile of queries there may be, an uncaptured pass only for those that it splits."""
     try:
@@ -61,8 +62,10 @@ class VerifyGraphs:
         drafts: ``[R, horizon + 1]`` int64, the drafted tokens by request row.
         widths: tokens of a request to capture, ascending.
         most: largest batch.
-        kv_indices: ``[N]`` int32, memory for the list of slots that a pass reads.
+        kv_indices: ``[N]`` int32, memory for the list of slots that a pass reads; None where
+            nothing asks for one.
         max_position: last position that the model's rotary embedding knows.
+        row_attention: what attends in place of the target's backend, where that is wanted.
 
     Attributes:
         requests, pending, committed, lengths: ``[most]`` int64, see `load`.
@@ -75,18 +78,20 @@ class VerifyGraphs:
         picker: TokenPicker,
         widths: Sequence[int],
         most: int,
-        kv_indices: torch.Tensor,
+        kv_indices: torch.Tensor | None,
         max_position: int,
+        row_attention: RowAttention | None = None,
     ) -> None:
         self.model_runner, self.drafts, self.picker = model_runner, drafts, picker
         self.widths, self.kv_indices = sorted(widths), kv_indices
+        self.row_attention = row_attention
         self.sizes = [size for size in SIZES if size < most] + [most]
         self.max_position = max_position
         self.req_to_token = model_runner.req_to_token_pool.req_to_token
         # requests, pending tokens, committed and drafted lengths
         self._state = torch.zeros((4, most), dtype=torch.int64, device=drafts.device)
         self.requests, self.pending, self.committed, self.lengths = self._state.unbind()
-        self._plans: dict[tuple[int, int], ChainPlan] = {}
+        self._plans: dict[tuple[int, int], ChainPlan | RowPlan] = {}
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self._results: dict[tuple[int, int], CapturedVerify] = {}
         # A graph goes on writing to the inputs that it was captured with: given back, their memory
@@ -174,14 +179,21 @@ class VerifyGraphs:
 
     def _cascade_of(self, width: int) -> CascadePlan:
         if width not in self._cascades:
+            assert self.kv_indices is not None
             self._cascades[width] = CascadePlan(self.model_runner, width, self.kv_indices)
         return self._cascades[width]
+
+    def _plan_of(self, size: int, width: int) -> ChainPlan | RowPlan:
+        if self.row_attention is not None:
+            return RowPlan(self.row_attention, width)
+        assert self.kv_indices is not None
+        return ChainPlan(self.model_runner, size, width, self.kv_indices)
 
     def _capture(self, size: int, width: int, capture: GraphCapture) -> None:
         shape = size, width
         none = self.requests[:0]
         self.load(shape, none, none, none, none)
-        plan = ChainPlan(self.model_runner, size, width, self.kv_indices)
+        plan = self._plan_of(size, width)
         if not fits_workspace(plan):
             return
         batch = self._inputs[shape] = self._static_batch(size, width)
@@ -189,7 +201,11 @@ class VerifyGraphs:
         self._plans[shape], self._graphs[shape], self._results[shape] = plan, graph, result
 
     def _pass(
-        self, plan: ChainPlan | CascadePlan, batch: ForwardBatch, size: int, width: int
+        self,
+        plan: ChainPlan | CascadePlan | RowPlan,
+        batch: ForwardBatch,
+        size: int,
+        width: int,
     ) -> CapturedVerify:
         requests, committed = self.requests[:size], self.committed[:size]
         drafted = self.drafts[requests, : width - 1]
@@ -201,10 +217,10 @@ class VerifyGraphs:
         batch.out_cache_loc.copy_(slots.flatten())
         plan.fill_indices(self.req_to_token, requests, committed)
         runner = self.model_runner
-        runner.attn_backend.forward_metadata = plan.metadata
+        plan.backend.forward_metadata = plan.metadata
         with (
             runner.eager_runner.model_context(),
-            forward_context(ForwardContext(attn_backend=runner.attn_backend), forward_batch=batch),
+            forward_context(ForwardContext(attn_backend=plan.backend), forward_batch=batch),
             self.picker.active() as picked,
         ):
             runner.model.forward(batch.input_ids, batch.positions, batch)

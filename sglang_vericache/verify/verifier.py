@@ -15,12 +15,14 @@ from sglang.srt.model_executor.forward_batch_info import (
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 from sglang.srt.model_executor.model_runner import ModelRunner
 
+from sglang_vericache.config import BACKEND, TRITON
 from sglang_vericache.sub_batch import sub_batch
 from sglang_vericache.upload import to_device
 from sglang_vericache.verify.accept import accept_longest_prefix
 from sglang_vericache.verify.chain_input import chain_verify_input
 from sglang_vericache.verify.chain_plan import plans_on_host
 from sglang_vericache.verify.graphs import VerifyGraphs
+from sglang_vericache.verify.row_attention import RowAttention
 from sglang_vericache.verify.token_picker import TokenPicker
 
 
@@ -84,6 +86,7 @@ class Verifier:
     Args:
         drafts: ``[R, horizon]`` int64, the drafted tokens by request row.
         max_position: last position that the model's rotary embedding knows.
+        row_attention: what attends in place of the target's backend, where that is wanted.
 
     Attributes:
         graphs: captured passes; None runs all eagerly.
@@ -95,10 +98,22 @@ class Verifier:
         drafts: torch.Tensor,
         picker: TokenPicker,
         max_position: int,
+        row_attention: RowAttention | None = None,
     ) -> None:
         self.model_runner, self.drafts, self.picker = model_runner, drafts, picker
-        self.max_position = max_position
+        self.max_position, self.row_attention = max_position, row_attention
+        self.backend = row_attention or model_runner.attn_backend
         self.graphs: VerifyGraphs | None = None
+
+    @property
+    def attention(self) -> str:
+        """What attends in the passes, as ``--vericache-verify-attention`` calls it."""
+        return BACKEND if self.row_attention is None else TRITON
+
+    @property
+    def reads_prefixes_once(self) -> bool:
+        """Whether a pass can be given groups."""
+        return self.graphs is not None and self.graphs.kv_indices is not None
 
     def capture(self, widths: Sequence[int], most: int, cascade: bool = False) -> None:
         """Capture passes of up to ``most`` requests, where the backend's plan can be made here.
@@ -106,7 +121,8 @@ class Verifier:
         Args:
             cascade: prefixes may be read together, which is prepared as well.
         """
-        if not plans_on_host(self.model_runner):
+        flashinfer = plans_on_host(self.model_runner)
+        if not flashinfer and self.row_attention is None:
             return
         self.graphs = VerifyGraphs(
             self.model_runner,
@@ -114,11 +130,12 @@ class Verifier:
             self.picker,
             widths,
             most,
-            self.model_runner.attn_backend.cuda_graph_kv_indices[0],
+            self.model_runner.attn_backend.cuda_graph_kv_indices[0] if flashinfer else None,
             self.max_position,
+            self.row_attention,
         )
         self.graphs.capture()
-        if cascade:
+        if cascade and flashinfer:
             self.graphs.warm_up_cascade()
 
     def prepare(
@@ -190,7 +207,7 @@ class Verifier:
             capture_hidden_mode=CaptureHiddenMode.NULL,
             return_hidden_states_before_norm=False,
         )
-        self.model_runner.attn_backend.init_forward_metadata(forward_batch)
+        self.backend.init_forward_metadata(forward_batch)
         return EagerPass(forward_batch, source_slots, input_ids)
 
     def run(self, prepared: PreparedVerify) -> Verified:
@@ -205,7 +222,7 @@ class Verifier:
         # SGLang's own way into an eager verify pass would plan it again.
         with (
             runner.eager_runner.model_context(),
-            forward_context(ForwardContext(attn_backend=runner.attn_backend), forward_batch=batch),
+            forward_context(ForwardContext(attn_backend=self.backend), forward_batch=batch),
             self.picker.active() as picked,
         ):
             runner.model.forward(batch.input_ids, batch.positions, batch)

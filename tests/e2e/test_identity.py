@@ -110,6 +110,19 @@ def test_tiny_drafting_ahead(tiny_reference, logs):
     assert_drafted(verdict, status)
 
 
+def test_tiny_verified_by_the_draft_kernel(tiny_reference, logs):
+    """Verify passes without the server's attention backend."""
+    reference = replace(
+        tiny_reference,
+        phases=lambda base: (p for p in tiny_reference.phases(base) if p.name in SHORT_PHASES),
+    )
+    flags = ("--vericache-verify-attention", "triton", "--vericache-horizon", "8")
+    _, verdict, status = run_ours(reference, logs / "tiny-triton.log", flags)
+    assert status["verify_attention"] == "triton"
+    assert_same(verdict)
+    assert_drafted(verdict, status)
+
+
 @pytest.mark.parametrize("compressor", ["expected_attention", "streamingllm"])
 def test_tiny_compressors(tiny_reference, logs, compressor):
     """What a compressor sees of chunked prefills, prefixes and turns, in a server."""
