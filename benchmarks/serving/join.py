@@ -96,6 +96,7 @@ class Comparison:
             for name in names:
                 plains = [side for side in self.plain if side.like(ours, name)]
                 if not plains:
+                    yield from self._attached(name, ours)
                     if any(side.of(name) for side in self.plain):
                         self.failures.append(
                             f"{ours.name}: {name}: the unmodified server got other requests or "
@@ -222,17 +223,21 @@ class Comparison:
     def _queue(
         self, case: str, ours: Measured, plains: Sequence[Measured]
     ) -> Iterator[tuple[str, Row]]:
-        """Against the unmodified server at its best concurrency, and, with offloading, against
-        the flag without."""
+        """Against the unmodified server at its best concurrency, and against the flag without
+        offloading."""
         best = max(plains, key=lambda side: max(queue_rates(side.of(case))))
         yield self._queue_row(case, ours, best, "queue_rate")
-        offloads, attached = "--vericache-offload", None
-        if offloads in ours.last["flags"]:
-            attached = next(
-                (s for s in self.ours if s.of(case) and offloads not in s.last["flags"]), None
-            )
-        if attached is not None:
-            yield self._queue_row(case, ours, attached, "queue_rate_of_attached")
+        yield from self._attached(case, ours)
+
+    def _attached(self, case: str, ours: Measured) -> Iterator[tuple[str, Row]]:
+        """A queue with offloading against the flag without."""
+        offloads = "--vericache-offload"
+        if "levels" not in ours.of(case)[0] or offloads not in ours.last["flags"]:
+            return
+        for side in self.ours:
+            if side.of(case) and offloads not in side.last["flags"]:
+                yield self._queue_row(case, ours, side, "queue_rate_of_attached")
+                return
 
     def _queue_row(
         self, case: str, ours: Measured, other: Measured, metric: str

@@ -276,3 +276,15 @@ def test_rows(monkeypatch, tmp_path):
     assert by_flags["queue_rate", False].value == 32
     text = table("offload", [row for _, row in found])
     assert "| 2.50 | 2 |" in text and "| 1.25 | 0.99 |" in text
+
+
+def test_with_offloading_and_without(monkeypatch, tmp_path):
+    """Catches a comparison that is left out where the unmodified server was not measured."""
+    for number, (name, seconds, flags) in enumerate(
+        [("ours", 4.0, offload_flags(QUEUED)), ("ours1", 5.0, host_flags(QUEUED))]
+    ):
+        figures, _ = measured(monkeypatch, True, {8: seconds})
+        write(tmp_path, number, name, figures, flags, "file, config, greedy")
+    [(file, row)] = Comparison(tmp_path).rows()
+    assert (file, row.metric) == ("offload.jsonl", "queue_rate_of_attached")
+    assert (row.value, row.baseline) == (40, 32)
