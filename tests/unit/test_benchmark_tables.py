@@ -198,3 +198,8 @@ def test_the_latest_rows_of_a_case_are_one_line():
     assert "| 1.50 | 0.98 | 0.50 | - |" in lines[0]
     assert "simulated acceptance: trace" in lines[1] and "smol-mix, first token p99" in lines[2]
     assert latest_table([]) == "Nothing measured yet."
+
+
+def test_the_readme_has_its_table():
+    """Catches an edit that takes the measured table with it: nothing else would miss the block."""
+    assert "<!-- table: latest -->\n| case |" in (render.ROOT / "README.md").read_text(encoding="utf-8")
