@@ -191,6 +191,7 @@ class OffloadNumbers:
         corrupt, corrupt_tokens: fetches that brought something else than what was written, and so
             many tokens of theirs.
         recomputed_tokens: computed again for that.
+        prompts: brought from the host before their prefill, while others decoded.
     """
 
     active: bool = False
@@ -210,6 +211,7 @@ class OffloadNumbers:
     corrupt: int = 0
     corrupt_tokens: int = 0
     recomputed_tokens: int = 0
+    prompts: int = 0
 
 
 @dataclass(frozen=True)

@@ -217,6 +217,12 @@ METRICS = (
         "Tokens whose KV was computed again because their copy on the host was corrupt.",
         lambda n: n.offload.recomputed_tokens,
     ),
+    Metric(
+        "offload_prompts_total",
+        "counter",
+        "Prompts brought from the host before their prefill, while others decoded.",
+        lambda n: n.offload.prompts,
+    ),
     Metric("drafting", "gauge", "1 while drafting is switched on.", lambda n: int(n.drafting)),
 )
 

@@ -216,6 +216,7 @@ class VeriCacheWorker(BaseSpecWorker):
         self.rotation.before_extend(batch)
         with self.capture.during(self._capture_ranges(batch)):
             result = self.target_worker.forward_batch_generation(batch)
+        self.admission.launched()
         result.new_seq_lens = batch.seq_lens
         result.next_draft_input = PendingTokens(result.next_token_ids.to(torch.int64))
         if on_publish is not None:

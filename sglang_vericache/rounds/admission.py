@@ -31,7 +31,7 @@ class Admission:
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._prefill: float | None = None  # when it began
-        self._loading_s = 0.0
+        self._loading_s = self._launching_s = 0.0
         self._prefills: deque[float] = deque(maxlen=PREFILLS)
         self._ends: deque[float] = deque(maxlen=ENDS)
         self._running = 0
@@ -46,12 +46,19 @@ class Admission:
                 several of them come together.
         """
         self._prefill = self._clock() if tokens <= FEW_TOKENS else None
-        self._since, self._loading_s = None, loading_s
+        self._since, self._loading_s, self._launching_s = None, loading_s, 0.0
+
+    def launched(self) -> None:
+        """The prefill's passes are with the device. A host that runs ahead goes on without what
+        they wait for, so that the time up to here has no loading in it."""
+        if self._prefill is not None:
+            self._launching_s = self._clock() - self._prefill
 
     def step(self, running: int) -> None:
         """A decode step of so many requests begins."""
         if self._prefill is not None:
-            self._prefills.append(max(self._clock() - self._prefill - self._loading_s, 0.0))
+            took_s = self._clock() - self._prefill
+            self._prefills.append(max(took_s - self._loading_s, self._launching_s))
             self._prefill = None
         self._running = running
 

@@ -24,6 +24,7 @@ from sglang_vericache.metrics import OffloadNumbers
 from sglang_vericache.rounds.draft_room import DraftRoom
 from sglang_vericache.rounds.pace import Choice
 from sglang_vericache.rounds.policy import RoundPlan
+from sglang_vericache.rounds.prompt_fetch import PromptFetch
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.rotation_costs import foresee, tell
 from sglang_vericache.rounds.step_watch import StepWatch
@@ -61,6 +62,7 @@ class Rotation:
         push_tokens: of what a rotating request has generated, to be given to the tree at a time.
         watch: measures whether rotation pays; None rotates whenever memory is short.
         room: of the draft pool; None when that never runs out.
+        prompts: brings those of waiting requests; None leaves that to their prefills.
 
     Attributes:
         pays: more requests than fit are wanted.
@@ -74,10 +76,11 @@ class Rotation:
         push_tokens: int,
         watch: StepWatch | None = None,
         room: DraftRoom | None = None,
+        prompts: PromptFetch | None = None,
     ) -> None:
         self.residency, self.allocator = residency, allocator
         self.verify_width, self.push_tokens = verify_width, push_tokens
-        self.watch, self.room = watch, room
+        self.watch, self.room, self.prompts = watch, room, prompts
         self.counters = RotationCounters()
         self._step = 0
         self._wanted = 0
@@ -290,6 +293,9 @@ class Rotation:
             growth: tokens that the request will take beside its prompt.
         """
         admitted = self._may_admit(req, remaining, growth)
+        # While requests rotate the link is theirs.
+        if admitted and self.prompts is not None and not self.pays and len(self.residency):
+            admitted = not self.prompts.comes_first(req, remaining - growth)
         if admitted and self.room is not None:
             self.room.admit(req)
         return admitted
@@ -372,4 +378,5 @@ class Rotation:
             corrupt=copies.corrupt,
             corrupt_tokens=copies.corrupt_tokens,
             recomputed_tokens=0 if integrity is None else integrity.recomputed,
+            prompts=0 if self.prompts is None else self.prompts.brought,
         )

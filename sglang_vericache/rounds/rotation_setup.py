@@ -16,6 +16,7 @@ from sglang_vericache.metrics import OffloadNumbers
 from sglang_vericache.rounds.draft_room import DraftRoom
 from sglang_vericache.rounds.pace import Choice
 from sglang_vericache.rounds.policy import RoundPlan
+from sglang_vericache.rounds.prompt_fetch import LEAST_S, PromptFetch
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.rotation import Rotation
 from sglang_vericache.rounds.step_watch import StepWatch
@@ -92,12 +93,15 @@ def create_rotation(
         config.loader_watch,
     )
     residency = Residency(cache, rows, loader, integrity)
-    watch = None
+    watch = prompts = None
+    link_tokens = ASSUMED_LINK_RATE / sum(layer[0].nbytes for layer in device_layers)
     if config.offload == AUTO:
-        token_bytes = sum(layer[0].nbytes for layer in device_layers)
-        watch = StepWatch(ASSUMED_LINK_RATE / token_bytes, config.horizon)
+        watch = StepWatch(link_tokens, config.horizon)
+    if integrity is None:  # else a prefill mends what it reads
+        prompts = PromptFetch(residency, max(int(LEAST_S * link_tokens), 1))
     rotation = Rotation(
-        residency, allocator, config.verify_width, config.fold_tail_tokens, watch, room
+        *(residency, allocator, config.verify_width, config.fold_tail_tokens),
+        *(watch, room, prompts),
     )
     cache.rotation = rotation
     return rotation

@@ -70,6 +70,14 @@ class Loads:
         event.record()
         return event
 
+    def fence(self) -> Any:
+        """As `mark` where another stream is the current one."""
+        if not self._on_gpu:
+            return None
+        event = torch.cuda.Event()
+        event.record(self.cache.cache_controller.load_fence_stream)
+        return event
+
     # Beginning
 
     def begin(self, node: int, after: Any) -> bool:

@@ -197,6 +197,19 @@ class Residency:
         seat.jobs = [load.job for load in loads.on(loads.nodes(node))]
         return True
 
+    def bring(self, node: int) -> bool:
+        """Order what is not there of a waiting request's path. False when the pool has no room
+        for it; nothing has changed then."""
+        with self._ledger():
+            return self._loads.begin(node, self._loads.fence())
+
+    def comes(self, node: int) -> bool:
+        """Whether something on a path is under way."""
+        if not len(self._loads):
+            return False
+        loads = self._loads.on(self._loads.nodes(node))
+        return any(self._loads.is_under_way(load.job) for load in loads)
+
     def arrive(self, timeout_s: float = 0.0) -> list[Seat]:
         """Attach the requests whose last copy has arrived, after waiting up to ``timeout_s`` for
         one; returns them."""

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from compare import judge
 from conftest import TINY_FLAGS, Reference
-from rotation_load import AHEAD, BREADTH_POOL, HORIZON, OFFLOAD, assert_rotated, assert_same, pool
+from rotation_load import (
+    AHEAD,
+    BREADTH_POOL,
+    HORIZON,
+    LENGTHS,
+    OFFLOAD,
+    assert_rotated,
+    assert_same,
+    pool,
+)
 from servers import server
 from test_interruptions import settle
 
+from sglang_vericache.cpu.engine import KERNEL_LIBRARY
+
 pytestmark = pytest.mark.e2e
+
+EARLY_PROMPTS = Path(__file__).parent / "early_prompts"
 
 
 def run(reference: Reference, log: Path, flags, env=None):
@@ -81,6 +96,28 @@ def test_a_full_host_pool(offload_reference, logs):
     verdict, status = run(offload_reference, logs / "offload-host.log", flags)
     assert_same(verdict)
     assert status["requests"] == 0 and status["offload"]["active"]
+
+
+def test_prompts_come_while_others_decode(offload_reference, logs):
+    """Known prompts, half of which fit: each is brought before its prefill, and the next ones are
+    admitted as soon as theirs are there."""
+    flags = (*TINY_FLAGS, *OFFLOAD, *pool(2), "--vericache-offload", "auto")
+    env = {"PYTHONPATH": os.pathsep.join([str(KERNEL_LIBRARY), str(EARLY_PROMPTS)])}
+
+    def again(base):
+        return (replace(phase, flush_before=False) for phase in offload_reference.phases(base))
+
+    with server(offload_reference.model, logs / "offload-prompts.log", flags, env) as client:
+        client.run(offload_reference.phases, offload_reference.answers)
+        answers = client.run(again, offload_reference.answers)
+        status = settle(client)
+    verdict = judge(offload_reference.calls, offload_reference.answers, answers)
+    print(f"\n{verdict.summary()}\n{status['offload']}")
+    assert_same(verdict)
+    offload = status["offload"]
+    assert offload["prompts"] >= 2 and offload["fetched_tokens"] >= 2 * min(LENGTHS)
+    assert offload["detachments"] == 0 and status["requests"] == 0
+    assert verdict.rounds > 0 and verdict.accepted > 0
 
 
 @pytest.mark.parametrize("share", [2, 4, 8])

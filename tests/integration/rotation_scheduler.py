@@ -14,6 +14,7 @@ from sglang_vericache.pool.allocator import SlotAllocator
 from sglang_vericache.rounds.agreement import Agreement
 from sglang_vericache.rounds.draft_room import DraftRoom
 from sglang_vericache.rounds.policy import RoundPlan
+from sglang_vericache.rounds.prompt_fetch import PromptFetch
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.rotation import Rotation
 from sglang_vericache.tree.span_table import SpanTable
@@ -76,13 +77,15 @@ class Scheduler:
         watch=None,
         drafts=None,
         ahead: bool = False,
+        least_prompt: int | None = None,
     ) -> None:
         self.world, self.drafts = world, drafts or Drafts(1 << 20)
         self.room = DraftRoom(
             self.drafts, self.drafts.states, world.cache.path_of, lambda req: self.drafts.budget
         )
+        prompts = None if least_prompt is None else PromptFetch(world.residency, least_prompt)
         self.rotation = Rotation(
-            world.residency, world.allocator, WIDTH, push_tokens, watch, self.room
+            world.residency, world.allocator, WIDTH, push_tokens, watch, self.room, prompts
         )
         world.cache.rotation = self.rotation
         self.waiting: list[tuple[list[int], int]] = []
@@ -116,7 +119,9 @@ class Scheduler:
             text, output = self.waiting[0]
             ahead = sum(self.left[r.rid] + WIDTH for r in self.world.requests)
             remaining = self.rotation.free - ahead
-            candidate = Request("candidate", text)
+            candidate = Request(str(len(self.waiting)), text)
+            if self.rotation.prompts is not None:
+                self.world.match(candidate)
             waiting = len(self.waiting) if first else 0
             if not self.world.cache.may_admit(candidate, remaining, output, waiting):
                 return

@@ -126,10 +126,7 @@ class World:
         """Match, allocate, "compute", checkpoint; None when the pool has no room."""
         self._made += 1
         req = Request(f"r{self._made}", text)
-        match = self.cache.match_prefix(
-            MatchPrefixParams(key=RadixKey(array("q", text[:-1]), None), req=req)
-        )
-        req.last_node = match.last_device_node
+        match = self.match(req)
         if match.host_hit_length and not self.bring_in(req, match):
             return None
         prefix = self.cache.path_device_indices(req.last_node)
@@ -155,6 +152,13 @@ class World:
         self.requests.append(req)
         self.residency.seat_of(req)
         return req
+
+    def match(self, req):
+        key = RadixKey(req.origin_input_ids[:-1], None)
+        match = self.cache.match_prefix(MatchPrefixParams(key=key, req=req))
+        req.last_node, req.best_match_node = match.last_device_node, match.best_match_node
+        req.host_hit_length = match.host_hit_length
+        return match
 
     def bring_in(self, req, match) -> bool:
         """SGLang's own load of what a prompt matches on the host. False when the prefill is put

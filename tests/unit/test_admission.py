@@ -144,6 +144,24 @@ def test_loading_is_not_saved():
     assert together == [4, 1, 1]
 
 
+@pytest.mark.parametrize("requests", [1, 28])
+def test_a_host_that_runs_ahead_waits_for_no_loading(requests):
+    """Catches a prefill that seems to cost nothing because its 28 prompts come from the host at the
+    device's leisure: by the shortest one each end let one request in, for 256 prefills of 25 ms."""
+    clock = Clock()
+    admission = Admission(clock)
+    admission.prefill(requests, 0.004 * requests)
+    clock.now += 0.025
+    admission.launched()
+    clock.now += 0.001
+    admission.step(28)
+    for _ in range(8):
+        clock.now += 0.05
+        admission.ended()
+        admission.step(28)
+    assert admission.together == 5
+
+
 def test_the_shortest_prefill_counts(busy):
     clock, admission = busy
     for seconds in (0.3, 0.2, 0.4):

@@ -1,0 +1,163 @@
+"""Prompts that come back from the host while others decode, on SGLang's own radix cache."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from types import SimpleNamespace
+
+import cpu_engine
+import pytest
+
+cpu_engine.required()
+
+from rotation_scheduler import WIDTH, Scheduler, texts  # noqa: E402
+from sglang.srt.managers.schedule_batch import Req  # noqa: E402
+from sglang.srt.sampling.sampling_params import SamplingParams  # noqa: E402
+from test_rotation import Foreseen  # noqa: E402
+from tree_world import Request, World, settings, text  # noqa: E402, F401
+
+from sglang_vericache.loader.copy import PlainCopier  # noqa: E402
+from sglang_vericache.rounds.prompt_fetch import PromptFetch  # noqa: E402
+
+
+class SlowCopier(PlainCopier):
+    """Every copy takes several steps."""
+
+    def arrived(self, job) -> bool:
+        time.sleep(0.002)
+        return super().arrived(job)
+
+
+def on_the_host(world: World, prompts) -> None:
+    """Computed once, so that the first of them have left the device."""
+    for prompt in prompts:
+        while (req := world.admit(prompt)) is None:  # put off
+            world.settle()
+        world.end(req, checkpoint=True)
+        world.settle()
+
+
+@pytest.mark.parametrize("core", ["rust", "python"])
+@pytest.mark.parametrize("shared", [0.0, 0.8], ids=["private", "shared"])
+def test_a_queue_of_known_prompts(core, shared):
+    """Catches prompts that a prefill loads while everybody waits, bytes that are read before they
+    are there, slots that stay locked, and a queue that never moves on."""
+    world = World(device=450, host=6_000, core=core, copier=SlowCopier)
+    prompts = texts(8, 16, 90, 130, shared)
+    on_the_host(world, prompts)
+    scheduler = Scheduler(world, watch=Foreseen(0.02), least_prompt=30)
+    scheduler.waiting = [(t, 40) for t in prompts]
+    scheduler.run(20_000)
+    numbers = scheduler.rotation.numbers()
+    assert 2 < numbers.prompts <= 16 and numbers.detachments == 0
+    assert numbers.fetches >= numbers.prompts
+    assert len(scheduler.done) == 16
+    world.check_idle()
+    world.close()
+
+
+@pytest.mark.parametrize("host", [6_000, 900], ids=["roomy host", "tight host"])
+def test_many(host):
+    """Sixty requests through a pool for three, some of whose prompts nobody has computed yet, with
+    retraction when the tails outgrow it."""
+    world = World(device=450, host=host, copier=SlowCopier)
+    prompts = texts(5, 60, 40, 140, 0.5)
+    on_the_host(world, prompts[::2])
+    scheduler = Scheduler(world, plain=0.3, watch=Foreseen(0.02), least_prompt=20)
+    scheduler.waiting = [(t, 5 + (n * 13) % 90) for n, t in enumerate(prompts)]
+    scheduler.run(50_000)
+    assert scheduler.rotation.numbers().prompts > 2
+    assert len(scheduler.done) == 60
+    world.check_idle()
+    world.close()
+
+
+def test_not_while_requests_rotate_nor_where_little_is_missing():
+    """Catches a link that is taken from running requests, and a step lost for a few tokens."""
+    for watch, least in ((None, 30), (Foreseen(0.02), 500)):
+        world = World(device=450, host=6_000)
+        prompts = texts(8, 12, 90, 130, 0.0)
+        on_the_host(world, prompts)
+        scheduler = Scheduler(world, watch=watch, least_prompt=least)
+        scheduler.waiting = [(t, 40) for t in prompts]
+        scheduler.run(20_000)
+        assert scheduler.rotation.numbers().prompts == 0
+        assert len(scheduler.done) == 12
+        world.check_idle()
+        world.close()
+
+
+def waiting_prompt(world: World) -> tuple[PromptFetch, Request]:
+    """Whose prompt has left the device."""
+    known = text(1, 120)
+    on_the_host(world, [known, text(2, 390)])
+    req = Request("waiting", known)
+    world.match(req)
+    assert req.host_hit_length > 100
+    return PromptFetch(world.residency, 50), req
+
+
+def test_it_is_put_off_until_its_prompt_is_there():
+    world = World(device=450, host=3_000, copier=SlowCopier)
+    fetch, req = waiting_prompt(world)
+    assert fetch.comes_first(req, 450)
+    world.check_ledger()
+    world.match(req)
+    assert req.host_hit_length == 0 and req.prefix_len == 0
+    for _ in range(200):
+        if not fetch.comes_first(req, 450):
+            break
+        world.arrive(0.01)
+        world.match(req)
+    else:
+        raise AssertionError("it never came")
+    assert fetch.brought == 1 and not world.cache.ongoing_load_back
+    running = world.admit(req.text)
+    world.check_row(running)
+    world.end(running, checkpoint=True)
+    world.check_idle()
+    world.close()
+
+
+def test_its_prefill_brings_it_the_second_time():
+    """Catches a request that is brought again and again while others take its place."""
+    world = World(device=450, host=3_000)
+    fetch, req = waiting_prompt(world)
+    assert fetch.comes_first(req, 450)
+    world.settle()
+    world.end(world.admit(text(3, 400)), checkpoint=False)
+    world.match(req)
+    assert req.host_hit_length > 100
+    assert not fetch.comes_first(req, 450) and fetch.brought == 1
+    world.check_idle()
+    world.close()
+
+
+@pytest.mark.parametrize("why", ["no room", "little", "a dead loader", "a session"])
+def test_reasons_to_leave_it_to_the_prefill(why):
+    world = World(device=450, host=3_000)
+    fetch, req = waiting_prompt(world)
+    if why == "little":
+        fetch.least_tokens = 200
+    elif why == "a dead loader":
+        fetch.residency.loader._given_up = True
+    elif why == "a session":
+        req.last_node = SimpleNamespace()
+    assert not fetch.comes_first(req, 60 if why == "no room" else 450)
+    assert fetch.brought == 0
+    world.residency.loader._given_up = False
+    world.check_idle()
+    world.close()
+
+
+def test_a_request_of_sglang_is_asked_about():
+    """Catches an attribute that only our stand-in for SGLang's request has."""
+    world = World(device=450, host=3_000)
+    fetch, _ = waiting_prompt(world)
+    req = Req("r", "", array("q", text(1, 120)), SamplingParams(max_new_tokens=10))
+    req.init_next_round_input(world.cache)
+    assert req.host_hit_length > 100
+    assert fetch.comes_first(req, 450 - WIDTH)
+    world.check_idle()
+    world.close()
