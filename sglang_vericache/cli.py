@@ -128,8 +128,8 @@ def bench(argv: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    # By its place: the checkout on the path would bring its kernels/ along, which is also the name
-    # of a package that SGLang needs.
+    # By its place, for the checkout must not be on the path (import_path.py); where the current
+    # directory has put it there, benchmarks takes it off.
     if "benchmarks" not in sys.modules:
         sys.modules["benchmarks"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules["benchmarks"])

@@ -20,7 +20,14 @@ from typing import Any
 from benchmarks import rows
 from benchmarks.registry import Case
 from benchmarks.serving import shapes
-from benchmarks.serving.case_prompts import CHOSEN, CasePrompts, choice_for, missing, model_name
+from benchmarks.serving.case_prompts import (
+    CHOSEN,
+    CasePrompts,
+    NotChosenError,
+    choice_for,
+    missing,
+    model_name,
+)
 from benchmarks.serving.measure import measure
 from benchmarks.serving.progress import SERVER, Progress
 from benchmarks.serving.queue import measure_queue
@@ -215,6 +222,8 @@ class SideRun:
                 figures["pace"] = server.pace()
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
+            if isinstance(error, NotChosenError):
+                why += _why_nobody_chose(self.folder, case)
             tick("recovery")
             if not server.recovers():
                 server.stop()
@@ -290,6 +299,16 @@ def no_capacity(case: Case) -> str:
         f"{case.name} arrives at a share of the unmodified server's capacity: measure a plain side "
         "first"
     )
+
+
+def _why_nobody_chose(folder: Path, case: Case) -> str:
+    """What the last plain side that tried says of it, to go behind that error's message."""
+    failed = [
+        f" ({record['side']['name']} failed: {record['failed'][case.name]})"
+        for _, record in read_runs(folder)
+        if case.name in record["failed"] and not record["side"]["name"].startswith("ours")
+    ]
+    return failed[-1] if failed else ""
 
 
 def check_order(sides: Sequence[Side], cases: Sequence[Case], options: Options) -> None:

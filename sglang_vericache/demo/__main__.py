@@ -16,6 +16,7 @@ from sglang_vericache.demo.comparison import Run, as_json, problems, summary, ta
 from sglang_vericache.demo.model import default_cache_dir, prepare_model
 from sglang_vericache.demo.programs import REQUESTS, Record, run_workload
 from sglang_vericache.demo.server import Server, reach_directly
+from sglang_vericache.import_path import leave_checkouts
 
 # Both servers get the same pool, so that cached tokens and evictions can be compared.
 POOL_TOKENS = 16000
@@ -26,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sglang_vericache demo", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all records to FILE")
     arguments = parser.parse_args(argv)
+    leave_checkouts()  # before the tokenizer is loaded
     # SIGTERM as an exception, so that a terminated demo stops its servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:

@@ -62,7 +62,9 @@ class Server:
         # Where other processes use the cores, threads that spin at a barrier hold up the one that
         # everybody waits for: decoding was several times slower on 2 shared cores.
         quiet = {"OMP_WAIT_POLICY": "PASSIVE"}
-        self._environment = engine.environment(quiet | dict(os.environ)) | dict(variables or {})
+        environment = engine.environment(quiet | dict(os.environ))
+        # The current directory may be a checkout, no more on a server's path than on ours.
+        self._environment = environment | {"PYTHONSAFEPATH": "1"} | dict(variables or {})
 
     def __enter__(self) -> Server:
         with self._log.open("wb") as log:

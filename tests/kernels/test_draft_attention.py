@@ -16,6 +16,10 @@ from sglang_vericache.kernels.pool_format import DenseFormat
 FLOAT32_TOLERANCE = 5e-6
 # The inputs are the same bfloat16 numbers on both sides; only the output is rounded (8 bits).
 BFLOAT16_TOLERANCE = 2**-8
+# Of a capped score on a device, as a share of the cap. There tanh(x) is 2 sigmoid(2 x) - 1 by
+# ex2.approx and div.full, each two units in the last place off at most: with the sum between them
+# 4 * 2^-24 of a sigmoid, twice that of the tanh. An output of size 1 moves by as much as scores.
+DEVICE_TANH_ERROR = 2**-21
 
 
 @dataclass
@@ -112,9 +116,10 @@ def test_logit_cap(cap):
     """Catches a cap that is applied before the scale, or after the mask."""
     case = replace(make([50, 20], queries=3), logit_cap=cap, scaling=1.0)
     found = case.run()
-    np.testing.assert_allclose(found, case.formula(), atol=FLOAT32_TOLERANCE)
+    tolerance = FLOAT32_TOLERANCE + (cap * DEVICE_TANH_ERROR if DEVICE == "cuda" else 0.0)
+    np.testing.assert_allclose(found, case.formula(), atol=tolerance)
     uncapped = replace(case, logit_cap=0.0).formula()
-    assert np.abs(found - uncapped).max() > 1000 * FLOAT32_TOLERANCE, "the cap does nothing here"
+    assert np.abs(found - uncapped).max() > 1000 * tolerance, "the cap does nothing here"
 
 
 def test_scaling():

@@ -22,22 +22,41 @@ def at_a_commit(monkeypatch):
     monkeypatch.setattr(command, "_measure", lambda *_: pytest.fail("a server would start"))
 
 
-def test_from_a_checkout_whatever_the_current_directory(tmp_path):
-    """Catches a command that only works in the root, where kernels/ hides SGLang's own."""
-    code = (
-        "import sys; from sglang_vericache.cli import main; "
-        f"code = main(['bench', '--order', '', '--out', {str(tmp_path)!r}]); "
-        f"assert {str(ROOT)!r} not in sys.path; sys.exit(code)"
-    )
+BY_COMMAND = "from sglang_vericache.cli import main; code = main(['bench', '--order', '', {}]); "
+BY_MODULE = "from benchmarks.serving.__main__ import main; code = main(['--order', '', {}]); "
+# As transformers looks, which takes whatever has the name; and as a subprocess does.
+LOOK = (
+    "import importlib.util, os, sys; found = importlib.util.find_spec('kernels'); "
+    "print('kernels at', found and found.origin); print('for others', os.environ['PYTHONPATH']); "
+    "sys.exit(code)"
+)
+
+
+@pytest.mark.parametrize(
+    "code, folder, path",
+    [
+        pytest.param(BY_COMMAND, None, "", id="command-elsewhere"),
+        pytest.param(BY_COMMAND, ROOT, "", id="command-in-the-root"),
+        pytest.param(BY_COMMAND, None, str(ROOT), id="command-python-path"),
+        pytest.param(BY_COMMAND, ROOT, os.pathsep.join([".", "/mine", ""]), id="command-relative"),
+        pytest.param(BY_MODULE, ROOT, str(ROOT), id="module-in-the-root"),
+    ],
+)
+def test_from_a_checkout_whatever_the_current_directory(tmp_path, code, folder, path):
+    """Catches a command that makes our kernels/ pass for SGLang's own: its root comes to the path
+    as the current directory or by PYTHONPATH, which servers inherit."""
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": ""},
+        [sys.executable, "-c", code.format(f"'--out', {str(tmp_path)!r}") + LOOK],
+        cwd=folder or tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     assert "nothing to compare" in done.stdout
+    at, others = done.stdout.splitlines()[-2:]
+    assert at.startswith("kernels at ") and str(ROOT / "kernels") not in at
+    assert others.removeprefix("for others ") == ("/mine" if "/mine" in path else "")
 
 
 def test_without_a_checkout(monkeypatch, tmp_path, capsys):

@@ -225,6 +225,20 @@ def test_ours_chooses_no_prompts(tmp_path, monkeypatch):
     assert Server.started[-1][3] is None  # real weights accept for real
 
 
+def test_why_nobody_chose(tmp_path, monkeypatch):
+    """Catches a message that sends the reader to a plain side which has failed just before."""
+
+    def of_model(model):
+        raise ImportError("no tokenizer")
+
+    monkeypatch.setattr(case_prompts.Prompts, "of_model", of_model)
+    real = replace(options(tmp_path), model=str(tmp_path / "model"))
+    assert SideRun(PLAIN, real).measure([CASE])["one"] == "ImportError: no tokenizer"
+    failed = SideRun(OURS, real).measure([CASE])["one"]
+    assert failed.startswith("NotChosenError: no prompts are chosen for one")
+    assert failed.endswith("(plain failed: ImportError: no tokenizer)")
+
+
 def test_arrivals_need_a_capacity(tmp_path):
     failed = SideRun(OURS, options(tmp_path)).measure([replace(CASE, arrivals=0.7)])
     assert "measure a plain side first" in failed["one"]
