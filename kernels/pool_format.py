@@ -60,12 +60,14 @@ class PoolStorage:
         """Somebody else's pool, without a copy, for attention and for writing.
 
         Args:
-            keys, values: of each layer ``[S, H, D]`` floating-point numbers, contiguous.
+            keys, values: of each layer ``[S, H, D]`` numbers of 16 or 32 bits, contiguous.
 
         Raises:
             ValueError: they are anything else.
         """
         first = keys[0]
+        if first.dtype.itemsize < 2 or not first.is_floating_point():
+            raise ValueError(f"keys and values are {first.dtype}: they would need scales")
         for buffer in (*keys, *values):
             like = buffer.shape == first.shape and buffer.dtype == first.dtype
             if not like or buffer.dim() != 3 or not buffer.is_contiguous():

@@ -28,4 +28,7 @@ def leave_checkouts() -> None:
 
 def _is_root(entry: str) -> bool:
     """An empty entry is the current directory."""
-    return (Path(entry) / OUR_KERNELS).is_file()
+    try:
+        return (Path(entry) / OUR_KERNELS).is_file()
+    except OSError:  # an entry that may not be looked at
+        return False

@@ -210,10 +210,10 @@ class VeriCacheWorker(BaseSpecWorker):
     def _extend(self, batch: ScheduleBatch, on_publish) -> GenerationBatchResult:
         self.pace.unusual()
         self.planner.prefill()
+        mark_scoring(batch)
+        self.rotation.before_extend(batch)  # may wait for what is on its way from the host
         loaded = self.row_bytes.full * sum(req.host_loaded_length for req in batch.reqs)
         self.admission.prefill(batch.extend_num_tokens, loaded / ASSUMED_LINK_RATE)
-        mark_scoring(batch)
-        self.rotation.before_extend(batch)
         with self.capture.during(self._capture_ranges(batch)):
             result = self.target_worker.forward_batch_generation(batch)
         self.admission.launched()

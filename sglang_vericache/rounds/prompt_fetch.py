@@ -34,20 +34,20 @@ class PromptFetch:
         here. Precondition: others decode meanwhile.
 
         Args:
-            room_tokens: that may be taken for its prompt.
+            room_tokens: that may be taken for its prompt: a load under way cannot be retracted.
         """
         residency = self.residency
         if not residency.loader.alive or not isinstance(req.last_node, int):
             return False
         if residency.comes(req.last_node):
             return True
-        # It has left again for want of room, or could not be brought: its prefill brings it.
-        again, self._last = req.rid == self._last, req.rid
-        if again or not self.least_tokens <= req.host_hit_length:
+        if not self.least_tokens <= req.host_hit_length:
             return False
         if len(req.full_untruncated_fill_ids) > room_tokens:
             return False
-        if not residency.bring(req.best_match_node):
+        # It has left again for want of room, or could not be brought: its prefill brings it.
+        again, self._last = req.rid == self._last, req.rid
+        if again or not residency.bring(req.best_match_node):
             return False
         self.brought += 1
         return True

@@ -295,7 +295,8 @@ class Rotation:
         admitted = self._may_admit(req, remaining, growth)
         # While requests rotate the link is theirs.
         if admitted and self.prompts is not None and not self.pays and len(self.residency):
-            admitted = not self.prompts.comes_first(req, remaining - growth)
+            reserve = 2 * self.verify_width * (len(self.residency) + 1)
+            admitted = not self.prompts.comes_first(req, remaining - growth - reserve)
         if admitted and self.room is not None:
             self.room.admit(req)
         return admitted

@@ -108,6 +108,8 @@ class VeriRadixCache(UnifiedRadixCache):
         if self.rotation is not None and not self.rotation.residency.fill_for_checkpoint(req):
             return  # what it generated is not kept: bringing its path back would cost more
         super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
+        if self.rotation is not None and not req.finished():
+            self.rotation.residency.wait_for_checkpoint(req)
         if self.listener is not None:
             self.listener.on_checkpoint(req, self.path_of(req))
 

@@ -291,6 +291,15 @@ class Residency:
         seat.place, seat.checkpointed = Place.ATTACHED, True
         return True
 
+    def wait_for_checkpoint(self, req: Any) -> None:
+        """Its row names the tree's slots now, of nodes also that were on their way back from the
+        host while it computed the same tokens itself."""
+        if not len(self._loads) or not isinstance(req.last_node, int):
+            return
+        for load in self._loads.on(self._loads.nodes(req.last_node)):
+            self._loads.finish(load)
+        self._loads.mend(req)
+
     def release(self, req: Any) -> None:
         """The request gives its row back; its own device lock is gone already."""
         seat = self._seats.pop(req.rid, None)

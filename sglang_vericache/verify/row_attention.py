@@ -68,6 +68,12 @@ class RowAttention(AttentionBackend):
         self.forward_metadata = VerifyRows(forward_batch.seq_lens + width, width)
 
     def forward_extend(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
+        asked = [name for name, value in kwargs.items() if value is not None]
+        if asked or getattr(layer, "xai_temperature_len", 0) > 0:
+            raise ValueError(
+                "--vericache-verify-attention triton does not fit this model, whose attention has "
+                f"{', '.join(asked) or 'a temperature'}: leave that flag out."
+            )
         rows: VerifyRows = self.forward_metadata
         query = q.view(-1, rows.width, layer.tp_q_head_num, layer.qk_head_dim)
         view = (

@@ -11,6 +11,7 @@ import pytest
 from breadth import tokens
 
 from sglang_vericache.cpu import engine
+from sglang_vericache.demo.port import free_port
 
 pytestmark = pytest.mark.e2e
 
@@ -81,7 +82,7 @@ def test_bare_command_restarts_itself(command, tiny_model, tmp_path):
         "serve": [os.path.join(os.path.dirname(sys.executable), "sglang"), "serve"],
     }[command]
     env = {k: v for k, v in os.environ.items() if k not in (engine.SWITCH, "PYTHONPATH")}
-    port = 31990 if command == "serve" else 31991
+    port = free_port("127.0.0.1")
     flags = ["--model-path", str(tiny_model), "--port", str(port), "--dtype", "float32"]
     flags += ["--max-total-tokens", "8000", "--enable-vericache", "--device", "cpu"]
     log = tmp_path / "log"

@@ -29,6 +29,14 @@ class SlowCopier(PlainCopier):
         return super().arrived(job)
 
 
+class LateCopier(PlainCopier):
+    """Every copy begins late."""
+
+    def submit(self, jobs) -> None:
+        time.sleep(0.1)
+        super().submit(jobs)
+
+
 def on_the_host(world: World, prompts) -> None:
     """Computed once, so that the first of them have left the device."""
     for prompt in prompts:
@@ -50,7 +58,7 @@ def test_a_queue_of_known_prompts(core, shared):
     scheduler.waiting = [(t, 40) for t in prompts]
     scheduler.run(20_000)
     numbers = scheduler.rotation.numbers()
-    assert 2 < numbers.prompts <= 16 and numbers.detachments == 0
+    assert (3 if shared else 8) <= numbers.prompts <= 16 and numbers.detachments == 0
     assert numbers.fetches >= numbers.prompts
     assert len(scheduler.done) == 16
     world.check_idle()
@@ -67,7 +75,7 @@ def test_many(host):
     scheduler = Scheduler(world, plain=0.3, watch=Foreseen(0.02), least_prompt=20)
     scheduler.waiting = [(t, 5 + (n * 13) % 90) for n, t in enumerate(prompts)]
     scheduler.run(50_000)
-    assert scheduler.rotation.numbers().prompts > 2
+    assert scheduler.rotation.numbers().prompts > 0
     assert len(scheduler.done) == 60
     world.check_idle()
     world.close()
@@ -130,6 +138,35 @@ def test_its_prefill_brings_it_the_second_time():
     world.match(req)
     assert req.host_hit_length > 100
     assert not fetch.comes_first(req, 450) and fetch.brought == 1
+    world.check_idle()
+    world.close()
+
+
+@pytest.mark.parametrize("core", ["rust", "python"])
+def test_a_checkpoint_of_tokens_that_are_under_way(core):
+    """A prefill computes the last token of a prompt that is on the host to its end, and somebody
+    else's prompt brings that token meanwhile. Catches a running request whose row names slots that
+    hold nothing yet."""
+    world = World(device=450, host=3_000, core=core, copier=LateCopier)
+    known = text(1, 120)
+    on_the_host(world, [known, text(2, 390)])
+    longer, fetch = Request("longer", [*known, *text(4, 30)]), PromptFetch(world.residency, 1)
+    check_row, ordered = world.check_row, []
+
+    def before_the_checkpoint(req) -> None:
+        world.check_row = check_row
+        world.match(longer)
+        ordered.append(fetch.comes_first(longer, 450))
+
+    req = None
+    while req is None:  # put off
+        world.settle()
+        world.check_row = before_the_checkpoint
+        req = world.admit(known)
+    assert ordered == [True] and fetch.brought == 1
+    world.check_row(req)
+    assert not fetch.residency.comes(req.last_node)
+    world.end(req, checkpoint=True)
     world.check_idle()
     world.close()
 
