@@ -37,7 +37,10 @@ def running(tiny_model, logs) -> Iterator[ControlledServer]:
         *(*TINY_FLAGS, *DRAFT_FLAGS, "--vericache-horizon", str(HORIZON)),
         *("--enable-metrics", "--decode-log-interval", "1", "--tokenizer-worker-num", "2"),
     )
-    with controlled(tiny_model, logs / "numbers.log", flags) as running:
+    # A process that answers has to import SGLang first, which takes two busy cores longer than the
+    # ten seconds that it is given.
+    patience = {"SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT": "120"}
+    with controlled(tiny_model, logs / "numbers.log", flags, patience) as running:
         yield running
 
 
