@@ -67,6 +67,7 @@ def test_every_setting_has_its_twins(write):
         "min_context": "77",
         "stagger": "2",
         "draft_ahead": "off",
+        "verify_attention": "triton",
         "cascade": "auto",
         "fold_tail": "99",
         "offload": "auto",
