@@ -55,13 +55,13 @@ ALTERNATIVES = {
         *((64, 4, 2, 5), (64, 4, 3, 5), (64, 4, 5, 5), (128, 4, 3, 3), (128, 4, 5, 3)),
     ],
 }
-# block_n, num_warps, num_stages of verify passes by the draft steps' kernel.
+# block_n, num_warps, num_stages and slots read ahead, of verify passes by the draft steps' kernel.
 VERIFY_ALTERNATIVES = (
-    *((32, 2, 3), (32, 4, 3), (64, 2, 3), (64, 4, 2), (64, 4, 3), (64, 4, 4)),
-    *((64, 8, 3), (128, 4, 2), (128, 4, 3), (128, 8, 2), (128, 8, 3)),
+    *((32, 2, 3, True), (32, 4, 3, True), (64, 2, 3, False), (64, 2, 3, True)),
+    *((64, 4, 3, False), (64, 4, 2, True), (64, 4, 3, True), (64, 8, 3, True), (128, 4, 2, True)),
 )
 # Programs for each multiprocessor, whatever is resident.
-VERIFY_PROGRAMS = (4, 8, 16, 32)
+VERIFY_PROGRAMS = (8, 16, 32)
 # Programs in all, as a multiple of those resident at once.
 ROUNDS = (1, 2, 4)
 
@@ -143,32 +143,38 @@ def verify_passes(shape, head: dict, best: float) -> Iterator[dict]:
 def sweep_verify_passes(shape, head: dict, best: float) -> Iterator[dict]:
     """The kernel of draft steps over the full KV in every alternative, the table's own first."""
     from benchmarks.verify_case import RowCase
+    from sglang_vericache.config import VeriCacheConfig
     from sglang_vericache.kernels.draft_attention.config import (
         AttentionConfig,
         config_of,
         multiprocessors,
     )
+    from sglang_vericache.rounds.pace import horizons_up_to
 
-    for width in VERIFY_WIDTHS:
+    horizons = horizons_up_to(VeriCacheConfig().horizon, shape.query_heads // shape.heads)
+    for width in [horizon + 1 for horizon in horizons if horizon]:
         case = RowCase(shape, width)
         table = config_of(case.storage, case.query_rows)
         processors = multiprocessors(torch.device("cuda"))
         splits = {max(1, n * processors // case.pairs) for n in VERIFY_PROGRAMS}
         tried = [(table, case.splits_of(table))]
-        for numbers in VERIFY_ALTERNATIVES:
-            tried += [(AttentionConfig(*numbers, 1), count) for count in sorted(splits)]
+        beside = head | {"best of": f"{width} tokens"}
+        for *numbers, ahead in VERIFY_ALTERNATIVES:
+            config = AttentionConfig(*numbers, 1, ahead=ahead)
+            tried += [(config, count) for count in sorted(splits)]
         for config, count in tried:
             op = (
                 f"{width} tokens BLOCK_N {config.block_n} warps {config.num_warps} stages "
-                f"{config.num_stages} splits {count}" + (" (table)" if config == table else "")
+                f"{config.num_stages}{' ahead' if config.ahead else ''} splits {count}"
+                + (" (table)" if config == table else "")
             )
             try:
                 timed = case.timed(config, count)
                 us = time_us(timed.calls)
             except Exception as failure:  # as in `sweep`
-                yield head | {"op": op, "failed": f"{type(failure).__name__}: {failure}"[:60]}
+                yield beside | {"op": op, "failed": f"{type(failure).__name__}: {failure}"[:60]}
                 continue
-            yield head | {"op": op} | figures(us, timed.moved_bytes, best)
+            yield beside | {"op": op} | figures(us, timed.moved_bytes, best)
         del case
 
 
@@ -223,6 +229,11 @@ def report(line: dict) -> str:
     return f"{start} {line['us']:9.1f} us {line['GB/s']:6} GB/s {line['share']:6.1%} of copy"
 
 
+def _compared(line: dict) -> tuple[str, str, str]:
+    """The same for alternatives of each other."""
+    return line["shape"], line["format"], line.get("best of", "")
+
+
 def row_of(line: dict, scattered: bool, requests: int | None) -> Row:
     slots = "scattered" if scattered else "in runs"
     batch = "" if requests is None else f", {requests} requests"
@@ -268,8 +279,8 @@ def main() -> None:
     if options.sweep:
         print("\nbest of each")
         timed = [line for line in made if "us" in line]
-        for key in dict.fromkeys((line["shape"], line["format"]) for line in timed):
-            same = [line for line in timed if (line["shape"], line["format"]) == key]
+        for key in dict.fromkeys(_compared(line) for line in timed):
+            same = [line for line in timed if _compared(line) == key]
             for line in sorted(same, key=lambda line: line["us"])[:3]:
                 print(report(line))
     if options.json:

@@ -13,7 +13,7 @@ from sglang_vericache.kernels.pool_format import PoolStorage
 if TYPE_CHECKING:
     from sglang_vericache.kernels.draft_attention.workspace import Workspace
 
-__all__ = ["append_and_attend", "create_workspace", "draft_attention"]
+__all__ = ["append_and_attend", "create_workspace", "draft_attention", "most_query_rows"]
 
 
 def draft_attention(
@@ -80,3 +80,12 @@ def create_workspace(
     from sglang_vericache.kernels.draft_attention.workspace import Workspace
 
     return Workspace.create(storage, max_batch, query_heads, table_width, max_queries)
+
+
+def most_query_rows(storage: PoolStorage) -> int | None:
+    """The largest product of queries and query heads of a kv head; None for no limit."""
+    if not runs_triton(storage.tensors["keys"][0]):
+        return None
+    from sglang_vericache.kernels.draft_attention import config
+
+    return config.most_query_rows(storage)

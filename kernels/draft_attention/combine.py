@@ -95,12 +95,12 @@ def combine_splits(
     partial, statistics, lengths, output, num_splits,
     HEADS: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr,
     DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-    ROTATION: tl.constexpr,
+    LEAST_ROWS: tl.constexpr, ROTATION: tl.constexpr,
 ):  # fmt: skip
     """Grid: (kv heads, requests). Arguments as those of the attention kernels."""
     head, request = tl.program_id(0), tl.program_id(1)
     length = tl.load(lengths + request).to(tl.int32)
-    _, _, active = split_bounds(length, num_splits, 0, BLOCK_N)
+    _, _, active = split_bounds(length, num_splits, 0, BLOCK_N, LEAST_ROWS)
     combine(
         partial, statistics, output, request, head, active, num_splits,
         HEADS, GROUP, QUERIES, DIM, BLOCK_D, BLOCK_M, ROTATION,

@@ -28,6 +28,9 @@ class AttentionConfig:
         rounds: splits are counted to fill the multiprocessors this many times. With fewer, a batch
             of ragged lengths leaves some idle at the end; with more, starts and partial results
             are a visible share of the time.
+        ahead: the slots of a block are read a block earlier, into registers, so that a block of
+            rows is under way while the one before is computed. Floating-point rows only; int4 does
+            so always. Where a few programs are resident; many hide each other's waits.
     """
 
     block_n: int
@@ -35,6 +38,7 @@ class AttentionConfig:
     num_stages: int
     resident: int
     rounds: int = 2
+    ahead: bool = False
 
 
 # By kind of pool and head_dim rounded up to a power of two. Chosen from what the compilers of
@@ -42,7 +46,7 @@ class AttentionConfig:
 # few instructions a row. `python -m benchmarks.kernels --sweep` times the alternatives.
 TABLE: dict[tuple[str, int], AttentionConfig] = {
     ("half", 64): AttentionConfig(64, 2, 3, 9),
-    ("half", 128): AttentionConfig(64, 4, 3, 5),
+    ("half", 128): AttentionConfig(64, 4, 2, 5, ahead=True),
     ("half", 256): AttentionConfig(64, 4, 3, 3),
     ("fp8", 64): AttentionConfig(64, 2, 5, 7),
     ("fp8", 128): AttentionConfig(32, 2, 3, 6),
@@ -64,8 +68,23 @@ WHOLE_TILE: dict[int, AttentionConfig] = {
     128: AttentionConfig(64, 2, 3, 6),
     256: AttentionConfig(32, 2, 3, 6),
 }
-# Many queries or heads of a group: fewer warps would spill registers.
-MANY_ROWS = AttentionConfig(64, 4, 3, 2)
+# Programs are long there, and few: what the last of them leave idle is a larger share.
+MANY_ROWS_ROUNDS = 4
+# Floating-point rows where they fill more than a tile, by rows padded to a power of two and by
+# head_dim: products take as long as reading there, so the next rows have to be under way meanwhile.
+MANY_ROWS: dict[tuple[int, int], AttentionConfig] = {
+    (32, 64): AttentionConfig(64, 4, 3, 5, MANY_ROWS_ROUNDS, ahead=True),
+    (32, 128): AttentionConfig(32, 4, 3, 5, MANY_ROWS_ROUNDS, ahead=True),
+    (32, 256): AttentionConfig(32, 4, 2, 3, MANY_ROWS_ROUNDS, ahead=True),
+    (64, 64): AttentionConfig(64, 4, 3, 3, MANY_ROWS_ROUNDS, ahead=True),
+    (64, 128): AttentionConfig(64, 4, 3, 2, MANY_ROWS_ROUNDS, ahead=True),
+    (64, 256): AttentionConfig(32, 4, 3, 2, MANY_ROWS_ROUNDS),
+    (128, 64): AttentionConfig(64, 8, 3, 2, MANY_ROWS_ROUNDS, ahead=True),
+    (128, 128): AttentionConfig(64, 8, 3, 1, MANY_ROWS_ROUNDS, ahead=True),
+    (128, 256): AttentionConfig(32, 8, 2, 1, MANY_ROWS_ROUNDS),
+    (256, 64): AttentionConfig(64, 8, 3, 1, MANY_ROWS_ROUNDS, ahead=True),
+    (256, 128): AttentionConfig(64, 16, 2, 1, MANY_ROWS_ROUNDS, ahead=True),
+}
 
 
 def kind_of(storage: PoolStorage) -> str:
@@ -82,18 +101,39 @@ def config_of(storage: PoolStorage, query_rows: int) -> AttentionConfig:
 
     Args:
         query_rows: queries times query heads of a kv head.
+
+    Raises:
+        ValueError: more of them than registers hold.
     """
     kind = kind_of(storage)
+    padded = triton.next_power_of_2(query_rows)
+    width = table_width_of(storage.head_dim)
     if query_rows > TENSOR_CORE_ROWS and kind != "float32":
         if kind != "int4":
-            return MANY_ROWS
+            if (padded, width) not in MANY_ROWS:
+                raise ValueError(
+                    f"a program holds up to {most_query_rows(storage)} rows of queries of head_dim "
+                    f"{storage.head_dim}, not {query_rows}"
+                )
+            return MANY_ROWS[padded, width]
         # Nibble planes are narrow, so warps share out rows of queries.
-        tiles = triton.next_power_of_2(query_rows) // TENSOR_CORE_ROWS
-        return AttentionConfig(32, min(tiles, 4), 3, 4)
-    width = min(max(triton.next_power_of_2(storage.head_dim), 64), 256)
+        return AttentionConfig(32, min(padded // TENSOR_CORE_ROWS, 4), 3, 4)
     if kind == "int4" and query_rows > HALF_TILE_ROWS:
         return WHOLE_TILE[width]
     return TABLE[kind, width]
+
+
+def most_query_rows(storage: PoolStorage) -> int | None:
+    """Rows of queries that a program holds, None where any number does."""
+    if kind_of(storage) not in ("half", "fp8"):
+        return None
+    width = table_width_of(storage.head_dim)
+    return max(rows for rows, dim in MANY_ROWS if dim == width)
+
+
+def table_width_of(head_dim: int) -> int:
+    """The head_dim of the tables that stands for it."""
+    return min(max(triton.next_power_of_2(head_dim), 64), 256)
 
 
 def split_count(config: AttentionConfig, pairs: int, table_width: int, multiprocessors: int) -> int:

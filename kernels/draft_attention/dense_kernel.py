@@ -10,7 +10,12 @@ import triton
 import triton.language as tl
 
 from sglang_vericache.kernels.draft_attention.combine import finish
-from sglang_vericache.kernels.draft_attention.softmax import softmax_step, split_bounds, to_base_2
+from sglang_vericache.kernels.draft_attention.softmax import (
+    LOG2_E,
+    softmax_step,
+    split_bounds,
+    to_base_2,
+)
 from sglang_vericache.kernels.row_codec import store_rows
 
 
@@ -67,11 +72,13 @@ def attend_dense(
     APPEND: tl.constexpr,
     DIRECT: tl.constexpr,  # one split: its program writes the output
     FUSED: tl.constexpr,  # the last split to finish combines
+    LEAST_ROWS: tl.constexpr,  # of a split
+    AHEAD: tl.constexpr,  # slots are read a block before its rows
     COMBINE_M: tl.constexpr,
 ):
     head, split, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + request).to(tl.int32)
-    begin, end, active = split_bounds(length, num_splits, split, BLOCK_N)
+    begin, end, active = split_bounds(length, num_splits, split, BLOCK_N, LEAST_ROWS)
     if split >= active:
         return
     if APPEND:
@@ -99,21 +106,41 @@ def attend_dense(
     running_sum = tl.zeros([BLOCK_M], tl.float32)
     accumulated = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     slots_at = row_table + tl.load(rows + request).to(tl.int64) * table_width
+    n = tl.arange(0, BLOCK_N)
+    # Past the end the last row again: what else lies there may be not-a-number, and zero weight
+    # times that is no zero.
+    last = tl.maximum(end - 1, 0)
+    if AHEAD:
+        next_slot = tl.load(slots_at + tl.minimum(begin + n, last))
     for start in tl.range(begin, end, BLOCK_N):
-        column = start + tl.arange(0, BLOCK_N)
-        inside = column < end
-        slot = tl.load(slots_at + column, mask=inside, other=0).to(tl.int64)
+        column = start + n
+        if AHEAD:
+            slot = next_slot.to(tl.int64)
+        else:
+            slot = tl.load(slots_at + tl.minimum(column, last)).to(tl.int64)
         row = ((slot * HEADS + head) * DIM)[:, None] + dims[None, :]  # [N, D]
-        # Rows past the end may hold anything, and zero weight times not-a-number is no zero.
-        mask = inside[:, None] & (dims < DIM)[None, :]
-        k = tl.load(keys + row, mask=mask, other=0.0).to(COMPUTE)
+        if BLOCK_D == DIM:
+            k = tl.load(keys + row).to(COMPUTE)
+        else:
+            in_row = tl.broadcast_to((dims < DIM)[None, :], (BLOCK_N, BLOCK_D))
+            k = tl.load(keys + row, mask=in_row, other=0.0).to(COMPUTE)
+        if AHEAD:
+            next_slot = tl.load(slots_at + tl.minimum(column + BLOCK_N, last))
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")  # [M, N]
-        scores = to_base_2(scores * scaling, logit_cap, CAPPED)
+        # Without a cap the scaling is one factor, which softmax multiplies by.
+        unit = scaling * LOG2_E
+        if CAPPED:
+            scores = to_base_2(scores * scaling, logit_cap, CAPPED)
+            unit = 1.0
         visible = column[None, :] < seen[:, None]
         weights, shrink, running_max, running_sum = softmax_step(
-            scores, 1.0, visible, running_max, running_sum
+            scores, unit, visible, running_max, running_sum
         )
-        v = tl.load(values + row, mask=mask, other=0.0).to(COMPUTE)
+        if BLOCK_D == DIM:
+            v = tl.load(values + row).to(COMPUTE)
+        else:
+            in_row = tl.broadcast_to((dims < DIM)[None, :], (BLOCK_N, BLOCK_D))
+            v = tl.load(values + row, mask=in_row, other=0.0).to(COMPUTE)
         accumulated = tl.dot(
             weights.to(COMPUTE), v, accumulated * shrink[:, None], input_precision="ieee"
         )

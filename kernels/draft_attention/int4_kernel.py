@@ -126,11 +126,12 @@ def attend_int4(
     BLOCK_C: tl.constexpr,  # words of a row, padded
     CAPPED: tl.constexpr,
     FUSED: tl.constexpr,  # the last split to finish combines
+    LEAST_ROWS: tl.constexpr,  # of a split
     COMBINE_M: tl.constexpr,
 ):
     head, split, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + request).to(tl.int32)
-    begin, end, active = split_bounds(length, num_splits, split, BLOCK_N)
+    begin, end, active = split_bounds(length, num_splits, split, BLOCK_N, LEAST_ROWS)
     if split >= active:
         return
     ROWS: tl.constexpr = QUERIES * GROUP

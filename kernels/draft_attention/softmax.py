@@ -12,12 +12,17 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def split_bounds(length, num_splits, split, BLOCK_N: tl.constexpr):
+def split_bounds(length, num_splits, split, BLOCK_N: tl.constexpr, LEAST_ROWS: tl.constexpr):
     """Rows [begin, end) of one split, and how many splits of this view have any.
 
     A view of length 0 has one split, an empty one, so that somebody writes its output.
+
+    Args:
+        LEAST_ROWS: of every split but the last: splits are counted on the host, which does not know
+            how long a view is.
     """
-    per_split = tl.cdiv(tl.cdiv(length, num_splits), BLOCK_N) * BLOCK_N
+    least = tl.maximum(tl.cdiv(length, num_splits), LEAST_ROWS)
+    per_split = tl.cdiv(least, BLOCK_N) * BLOCK_N
     begin = split * per_split
     end = tl.minimum(begin + per_split, length)
     active = tl.maximum(tl.cdiv(length, tl.maximum(per_split, 1)), 1)

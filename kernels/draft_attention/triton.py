@@ -13,6 +13,7 @@ from sglang_vericache.kernels.append_rows.triton import (
 )
 from sglang_vericache.kernels.draft_attention.combine import combine_splits
 from sglang_vericache.kernels.draft_attention.config import (
+    LEAST_SPLIT_ROWS,
     TENSOR_CORE_ROWS,
     AttentionConfig,
     config_of,
@@ -47,7 +48,8 @@ def draft_attention(
     Args:
         workspace: see there; one launch fewer.
         config: in place of the table's.
-        num_splits: in place of the count derived from the batch and the table's width.
+        num_splits: in place of the count derived from the batch and the table's width, however few
+            rows each of them has.
     """
     view = (row_table, rows, lengths)
     return _attend(
@@ -100,9 +102,11 @@ def _attend(
         return output
     pairs, per_pair = batch * storage.heads, queries * group
     config = config or config_of(storage, per_pair)
+    least_rows = 0
     if num_splits is None:
         processors = multiprocessors(query.device)
         num_splits = split_count(config, pairs, row_table.shape[1], processors)
+        least_rows = LEAST_SPLIT_ROWS
     int4 = kind_of(storage) == "int4"
     direct = num_splits == 1 and not int4
     fused = workspace is not None and not direct
@@ -139,6 +143,7 @@ def _attend(
         BLOCK_D=max(LEAST_D, triton.next_power_of_2(dim)),
         CAPPED=logit_cap > 0.0,
         FUSED=fused,
+        LEAST_ROWS=least_rows,
         COMBINE_M=triton.next_power_of_2(per_pair),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -147,7 +152,7 @@ def _attend(
     if int4:
         _launch_int4(grid, query, new, storage, layer, shared)
     else:
-        _launch_dense(grid, query, new, storage, layer, direct, shared)
+        _launch_dense(grid, query, new, storage, layer, direct, config.ahead, shared)
     if not (direct or fused):
         combine_splits[(storage.heads, batch)](
             partial,
@@ -158,7 +163,7 @@ def _attend(
             ROTATION=rotation_of(storage),
             **{
                 name: shared[name]
-                for name in ("HEADS", "GROUP", "QUERIES", "DIM", "BLOCK_N", "BLOCK_D")
+                for name in ("HEADS", "GROUP", "QUERIES", "DIM", "BLOCK_N", "BLOCK_D", "LEAST_ROWS")
             },
             BLOCK_M=shared["COMBINE_M"],
             num_warps=4,
@@ -166,7 +171,7 @@ def _attend(
     return output
 
 
-def _launch_dense(grid, query, new, storage, layer, direct: bool, shared) -> None:
+def _launch_dense(grid, query, new, storage, layer, direct: bool, ahead: bool, shared) -> None:
     keys, values, slots = new or (None, None, None)
     pool = [typed(storage.tensors[part][layer]) for part in ("keys", "values")]
     # e4m3 numbers are float16 numbers; the way to bf16 is longer.
@@ -187,6 +192,7 @@ def _launch_dense(grid, query, new, storage, layer, direct: bool, shared) -> Non
         COMPUTE=compute,
         APPEND=new is not None,
         DIRECT=direct,
+        AHEAD=ahead,
         **shared,
     )
 

@@ -12,15 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
-from sglang_vericache.config import TRITON, VeriCacheConfig
-from sglang_vericache.kernels.draft_attention import (
-    append_and_attend,
-    create_workspace,
-    draft_attention,
-)
+from sglang_vericache.config import OFF, TRITON, VeriCacheConfig, VeriCacheConfigError
+from sglang_vericache.kernels.draft_attention import most_query_rows
 from sglang_vericache.kernels.pool_format import PoolStorage
+from sglang_vericache.row_table_attention import RowTableAttention
 
 
 @dataclass(frozen=True)
@@ -35,33 +31,8 @@ class VerifyRows:
     width: int
 
 
-class RowAttention(AttentionBackend):
-    """Serves verify passes beside the target's own backend, which goes on serving the rest.
-
-    Args:
-        pool: SGLang's, of floating-point keys and values.
-        most, widest: requests and tokens of a request in the largest pass.
-    """
-
-    needs_cpu_seq_lens = False
-
-    def __init__(
-        self,
-        pool: Any,
-        req_to_token_pool: Any,
-        layers: int,
-        query_heads: int,
-        most: int,
-        widest: int,
-    ) -> None:
-        super().__init__()
-        self.token_to_kv_pool, self.req_to_token_pool = pool, req_to_token_pool
-        self.storage = PoolStorage.over(
-            [pool.get_key_buffer(layer) for layer in range(layers)],
-            [pool.get_value_buffer(layer) for layer in range(layers)],
-        )
-        table_width = req_to_token_pool.req_to_token.shape[1]
-        self._workspace = create_workspace(self.storage, most, query_heads, table_width, widest)
+class RowAttention(RowTableAttention):
+    """Serves verify passes beside the target's own backend, which goes on serving the rest."""
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         width = forward_batch.spec_info.draft_token_num
@@ -75,40 +46,51 @@ class RowAttention(AttentionBackend):
                 f"{', '.join(asked) or 'a temperature'}: leave that flag out."
             )
         rows: VerifyRows = self.forward_metadata
-        query = q.view(-1, rows.width, layer.tp_q_head_num, layer.qk_head_dim)
-        view = (
-            self.storage,
-            layer.layer_id,
-            self.req_to_token_pool.req_to_token,
-            forward_batch.req_pool_indices,
-            rows.lengths,
-            layer.scaling,
-            layer.logit_cap,
-            self._workspace,
-        )
-        if save_kv_cache and k is not None:
-            shape = (-1, self.storage.heads, self.storage.head_dim)
-            slots = forward_batch.out_cache_loc
-            output = append_and_attend(query, k.view(shape), v.view(shape), slots, *view)
-        else:
-            output = draft_attention(query, *view)
-        return output.reshape(-1, layer.tp_q_head_num * layer.v_head_dim)
+        return self.attend((q, k, v), layer, forward_batch, rows.lengths, rows.width, save_kv_cache)
 
     def forward_decode(self, *args, **kwargs):
         raise AssertionError("verify passes only")
-
-    def support_triton(self) -> bool:
-        return False
 
 
 def create_row_attention(
     config: VeriCacheConfig, pool: Any, req_to_token_pool: Any, layers: int, query_heads: int
 ) -> RowAttention | None:
-    """None where the target's own backend attends."""
+    """None where the target's own backend attends.
+
+    Raises:
+        VeriCacheConfigError: the widest pass has more rows of queries than the kernel holds.
+    """
     if config.verify_attention != TRITON:
         return None
     most, widest = req_to_token_pool.size, config.verify_width
-    return RowAttention(pool, req_to_token_pool, layers, query_heads, most, widest)
+    storage = PoolStorage.over(
+        [pool.get_key_buffer(layer) for layer in range(layers)],
+        [pool.get_value_buffer(layer) for layer in range(layers)],
+    )
+    problem = too_wide(config, most_query_rows(storage), query_heads // storage.heads)
+    if problem is not None:
+        raise VeriCacheConfigError(problem)
+    return RowAttention(pool, req_to_token_pool, storage, query_heads, most, widest)
+
+
+def too_wide(config: VeriCacheConfig, most_rows: int | None, group: int) -> str | None:
+    """Why the kernel cannot verify as wide as the horizon asks for.
+
+    Args:
+        most_rows: see `most_query_rows`.
+        group: query heads of a kv head.
+    """
+    rows = config.verify_width * group
+    if most_rows is None or rows <= most_rows:
+        return None
+    tokens = most_rows // group
+    horizon = (tokens if config.offload == OFF else tokens // 2) - 1
+    instead = f"Lower --vericache-horizon to {horizon}, or l" if horizon > 0 else "L"
+    return (
+        f"--vericache-verify-attention triton holds {most_rows} rows of queries of this model: "
+        f"{config.verify_width} tokens of {group} query heads for each kv head are {rows}. "
+        f"{instead}eave that flag out."
+    )
 
 
 class RowPlan:

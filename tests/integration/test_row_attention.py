@@ -1,7 +1,8 @@
-"""Verify passes by the draft steps' kernel against plain causal attention in float64."""
+"""What verify passes by the draft steps' kernel need beside their arithmetic."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cpu_engine
@@ -11,66 +12,20 @@ import torch
 
 cpu_engine.required()
 
-from verify_batch import LAYERS, NAMES, SIZES, TOLERANCE, Batch  # noqa: E402
+from verify_batch import LAYERS, TOLERANCE, Batch, row_attention_for  # noqa: E402
 
-from sglang_vericache.config import TRITON, VeriCacheConfig  # noqa: E402
+from sglang_vericache.config import AUTO, TRITON, VeriCacheConfig  # noqa: E402
 from sglang_vericache.verify.row_attention import (  # noqa: E402
-    RowAttention,
     RowPlan,
     create_row_attention,
+    too_wide,
 )
-
-
-def attention_for(batch: Batch) -> RowAttention:
-    table = SimpleNamespace(req_to_token=batch.table, size=len(batch.lengths))
-    query_heads = batch.heads * batch.group
-    return RowAttention(batch.pool, table, LAYERS, query_heads, table.size, batch.width)
-
-
-def run(batch: Batch, **changes) -> np.ndarray:
-    batch.layer.logit_cap = 0.0
-    attention = attention_for(batch)
-    attention.init_forward_metadata(batch.forward)
-    given = batch.q, batch.k.flatten(1), batch.v.flatten(1), batch.layer, batch.forward
-    output = attention.forward_extend(*given, **changes)
-    assert output.shape == batch.q.shape
-    return output.double().numpy()
-
-
-@pytest.mark.parametrize("group", [1, 4])
-@pytest.mark.parametrize(("lengths", "width"), SIZES, ids=NAMES)
-def test_equals_causal_attention(lengths, width, group):
-    """Catches a causal mask that is off, lengths without the tokens being verified, kv heads shared
-    by the wrong query heads, another layer's keys, and requests mixed up."""
-    batch = Batch(lengths, width, heads=2, group=group)
-    found = run(batch)
-    np.testing.assert_allclose(found, batch.formula(), atol=TOLERANCE)
-
-
-def test_the_exact_kv_is_written():
-    """Catches keys and values of verified tokens that are missing from the main pool, or written
-    over another layer's: the next steps read them as exact."""
-    batch = Batch([9, 3], 4, heads=2, group=2)
-    other = batch.pool.get_key_buffer(0).clone()
-    run(batch)
-    assert torch.equal(batch.pool.get_key_buffer(1)[batch.written], batch.k)
-    assert torch.equal(batch.pool.get_value_buffer(1)[batch.written], batch.v)
-    assert torch.equal(batch.pool.get_key_buffer(0), other)
-
-
-def test_without_saving_nothing_is_written():
-    """Catches a flag that is ignored: some models write their keys themselves."""
-    batch = Batch([9, 3], 4, heads=2, group=2)
-    before = batch.pool.get_key_buffer(1).clone()
-    found = run(batch, save_kv_cache=False)
-    assert torch.equal(batch.pool.get_key_buffer(1), before)
-    np.testing.assert_allclose(found, batch.formula(), atol=TOLERANCE)
 
 
 def test_a_captured_pass_takes_its_lengths_from_the_device():
     """Catches a plan that keeps the lengths of the pass it was captured with."""
     batch = Batch([20, 6], 3, heads=2, group=2)
-    attention = attention_for(batch)
+    attention = row_attention_for(batch)
     plan = RowPlan(attention, batch.width)
     committed = torch.zeros(2, dtype=torch.int64)
     plan.plan(())
@@ -80,10 +35,7 @@ def test_a_captured_pass_takes_its_lengths_from_the_device():
     plan.plan([20, 6])
     plan.fill_indices(batch.table, batch.rows, committed)
     attention.forward_metadata = plan.metadata
-    batch.layer.logit_cap = 0.0
-    found = attention.forward_extend(
-        batch.q, batch.k.flatten(1), batch.v.flatten(1), batch.layer, batch.forward
-    )
+    found = attention.forward_extend(batch.q, batch.k, batch.v, batch.layer, batch.forward)
     np.testing.assert_allclose(found.double().numpy(), batch.formula(), atol=TOLERANCE)
     assert plan.fits([1 << 40])
 
@@ -94,3 +46,27 @@ def test_it_is_made_only_where_it_is_wanted():
     assert create_row_attention(VeriCacheConfig(), batch.pool, table, LAYERS, 4) is None
     wanted = VeriCacheConfig(verify_attention=TRITON)
     assert create_row_attention(wanted, batch.pool, table, LAYERS, 4) is not None
+
+
+@pytest.mark.parametrize(
+    ("config", "rows", "group", "said"),
+    [
+        (VeriCacheConfig(), 256, 16, None),
+        (VeriCacheConfig(offload=AUTO), None, 64, None),
+        (VeriCacheConfig(horizon=16), 128, 8, "17 tokens of 8 query heads"),
+        (VeriCacheConfig(horizon=16), 128, 8, "Lower --vericache-horizon to 15, or leave"),
+        (VeriCacheConfig(offload=AUTO), 128, 8, "Lower --vericache-horizon to 7, or leave"),
+        (VeriCacheConfig(), 128, 71, "1136. Leave that flag out."),
+    ],
+)
+def test_more_tokens_than_the_kernel_holds(config, rows, group, said):
+    """Catches a server that fails in its first wide pass, and advice that would not help."""
+    problem = too_wide(config, rows, group)
+    if said is None:
+        assert problem is None
+        return
+    assert problem is not None and said in problem
+    if "horizon to" in said:
+        horizon = int(problem.split("horizon to ")[1].split(",")[0])
+        assert too_wide(replace(config, horizon=horizon), rows, group) is None
+        assert too_wide(replace(config, horizon=horizon + 1), rows, group) is not None

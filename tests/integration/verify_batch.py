@@ -10,6 +10,9 @@ from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBack
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
+from sglang_vericache.kernels.pool_format import PoolStorage
+from sglang_vericache.verify.row_attention import RowAttention
+
 DIM, SLOTS, LAYERS = 16, 200, 2
 # float32 sums over 16 dimensions and up to 60 tokens, compared with float64.
 TOLERANCE = 2e-6
@@ -59,6 +62,7 @@ class Batch:
             qk_head_dim=DIM,
             v_head_dim=DIM,
             scaling=0.3,
+            logit_cap=0.0,
             k_scale=None,
             v_scale=None,
         )
@@ -88,3 +92,11 @@ class Batch:
                     weights /= weights.sum()
                     output[b, i, head] = weights @ values[seen, head // self.group]
         return output.reshape(self.q.shape)
+
+
+def row_attention_for(batch: Batch) -> RowAttention:
+    """Our kernel's attention over the batch's pool."""
+    table = SimpleNamespace(req_to_token=batch.table, size=len(batch.lengths))
+    storage = PoolStorage.over(batch.pool.k_buffer, batch.pool.v_buffer)
+    query_heads = batch.heads * batch.group
+    return RowAttention(batch.pool, table, storage, query_heads, table.size, batch.width)

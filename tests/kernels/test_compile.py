@@ -89,6 +89,31 @@ def test_attention(launches, tmp_path, pool_format, heads, group, dim, queries, 
         assert "combine_splits" in kernels
 
 
+@pytest.mark.parametrize(
+    ("dim", "rows"),
+    [
+        *((64, rows) for rows in (16, 32, 64, 128, 256)),
+        *((128, rows) for rows in (16, 32, 64, 128, 256)),
+        *((256, rows) for rows in (16, 32, 64, 128)),
+    ],
+)
+def test_passes_of_many_queries(launches, tmp_path, dim, rows):
+    """Catches a table that counts on more programs at a time than registers and shared memory
+    allow, spills, and blocks of rows one after the other where the table has them overlap."""
+    from sglang_vericache.kernels.draft_attention.config import MANY_ROWS, TABLE
+
+    attend(new_storage(BF16, 2, dim), rows // 4, 4, append=True, fused=True)
+    kernel = compiled(launches, tmp_path)["attend_dense"]
+    config = TABLE["half", dim] if rows == 16 else MANY_ROWS[rows, dim]
+    threads = 32 * config.num_warps
+    assert config.resident * threads * kernel.registers <= hopper.REGISTERS
+    assert config.resident * (kernel.shared_bytes + hopper.RESERVED_BYTES) <= hopper.SHARED_BYTES_SM
+    assert config.resident * threads <= hopper.THREADS
+    block_bytes = 2 * config.block_n * dim * 2
+    least = 2 if config.ahead and config.num_stages > 2 else 1
+    assert kernel.shared_bytes >= least * block_bytes
+
+
 @pytest.mark.parametrize("pool_format", [BF16, Fp8Format(), Int4Format()], ids=lambda f: f.name)
 def test_copies(launches, tmp_path, pool_format):
     """Catches copies of a few bytes at a time, which the compiler chooses when it cannot see how

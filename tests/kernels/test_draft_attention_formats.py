@@ -89,6 +89,52 @@ def test_shapes(pool_format, dim, heads, group, queries):
 
 
 @needs_triton
+@pytest.mark.parametrize("name", ["bfloat16", "fp8_e4m3"])
+@pytest.mark.parametrize(
+    ("dim", "group", "queries"), [(64, 3, 8), (80, 4, 8), (128, 4, 16), (64, 7, 16), (64, 12, 16)]
+)
+def test_many_queries(name, dim, group, queries):
+    """24 to 192 rows of queries, as verify passes have. Catches slots read ahead that are those of
+    another block or past the end, and rows of queries that mix."""
+    pool_format = next(f for f in FORMATS if f.name == name)
+    case = views(pool_format, [270, 64, 17], 1, dim)
+    check(case, query_for(case, queries, group), num_splits=2)
+
+
+@needs_triton
+def test_more_queries_than_a_program_holds():
+    from sglang_vericache.kernels.draft_attention import most_query_rows
+
+    case = views(DenseFormat(torch.bfloat16), [40], 1, 256)
+    assert most_query_rows(case.storage) == 128
+    with pytest.raises(ValueError, match="up to 128 rows of queries of head_dim 256, not 144"):
+        check(case, query_for(case, 9, 16))
+
+
+@needs_triton
+@pytest.mark.parametrize("name", ["float32", "int4"])
+def test_splits_of_short_views(name):
+    """Splits are counted for the longest view that a table can hold. Catches one that is cut into
+    so many that each has a block or less."""
+    from sglang_vericache.kernels.draft_attention.config import LEAST_SPLIT_ROWS
+    from sglang_vericache.kernels.draft_attention.workspace import Workspace
+
+    pool_format = next(f for f in FORMATS if f.name == name)
+    case = views(pool_format, [300, 5, 0], 1, 64)
+    query = query_for(case, 1, 3)
+    wide = torch.zeros(len(case.row_table), 4096, dtype=torch.int32, device=DEVICE)
+    wide[:, : case.row_table.shape[1]] = case.row_table
+    wide_case = Views(case.storage, wide, case.rows, case.lengths)
+    workspace = Workspace.create(case.storage, 3, 3, wide.shape[1])
+    workspace.statistics.fill_(float("nan"))
+    for used in (workspace, None):
+        check(wide_case, query, workspace=used)
+    splits = workspace.statistics.view(-1, 2, 3)[:, 1, 0]
+    written = int((~splits.isnan()).sum())
+    assert written == -(-300 // LEAST_SPLIT_ROWS) + 2
+
+
+@needs_triton
 @pytest.mark.parametrize("num_splits", [1, 2, 5])
 @pytest.mark.parametrize("with_workspace", [False, True], ids=["two-launches", "fused"])
 @pytest.mark.parametrize("name", ["float32", "int4"])
