@@ -159,8 +159,8 @@ def sweep_verify_passes(shape, head: dict, best: float) -> Iterator[dict]:
         splits = {max(1, n * processors // case.pairs) for n in VERIFY_PROGRAMS}
         tried = [(table, case.splits_of(table))]
         beside = head | {"best of": f"{width} tokens"}
-        for *numbers, ahead in VERIFY_ALTERNATIVES:
-            config = AttentionConfig(*numbers, 1, ahead=ahead)
+        for block_n, warps, stages, ahead in VERIFY_ALTERNATIVES:
+            config = AttentionConfig(block_n, warps, stages, resident=1, ahead=ahead)
             tried += [(config, count) for count in sorted(splits)]
         for config, count in tried:
             op = (
