@@ -145,6 +145,8 @@ class Rotation:
         self._share = None
         if self._short:
             rotating = self._move(seats, live, reserve)
+        elif self.watch is not None:
+            self.pays = False  # nobody need leave: asked again where memory is short
         self._reads = None
         for seat, (_, state, _) in zip(seats, live, strict=True):
             state.full = seat.place is Place.ATTACHED

@@ -108,6 +108,22 @@ class Foreseen(StepWatch):
         return self.loses
 
 
+def test_rotation_does_not_pay_where_memory_is_plenty():
+    """Catches an answer that outlives the queue that it was given for: prompts of later requests
+    would be left to their prefills, for the link's sake."""
+    world = World(device=550, host=6_000)
+    scheduler = Scheduler(world, watch=Foreseen(2.0))
+    scheduler.waiting = [(t, 40) for t in texts(5, 6, 90, 130, 0.0)]
+    paid = []
+    scheduler.run(20_000, lambda step: paid.append(scheduler.rotation.pays))
+    assert any(paid) and scheduler.rotation.numbers().detachments > 0
+    scheduler.waiting = [(t, 20) for t in texts(6, 2, 40, 50, 0.0)]
+    scheduler.run(20_000)
+    assert not scheduler.rotation.pays
+    world.check_idle()
+    world.close()
+
+
 @pytest.mark.parametrize(
     ("round_s", "loses", "pays"),
     [(2.0, False, True), (0.02, False, False), (None, False, False), (2.0, True, False)],
