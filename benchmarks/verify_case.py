@@ -4,7 +4,7 @@ draft steps' kernel over the full KV."""
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,7 +18,9 @@ from sglang_vericache.kernels.draft_attention.config import (
 from sglang_vericache.kernels.draft_attention.triton import draft_attention
 from sglang_vericache.kernels.draft_attention.workspace import Workspace
 from sglang_vericache.kernels.pool_format import PoolStorage
-from sglang_vericache.verify.chain_plan import ChainPlan
+
+if TYPE_CHECKING:
+    from sglang_vericache.verify.chain_plan import ChainPlan
 
 WORKSPACE_BYTES = 384 << 20  # SGLang's default
 
@@ -48,6 +50,8 @@ def standalone_plan(
     size: int, width: int, query_heads: int, heads: int, dim: int, slots: int
 ) -> ChainPlan:
     """A plan without a server."""
+    from sglang_vericache.verify.chain_plan import ChainPlan  # our own kernel needs no SGLang
+
     runner = standalone_runner(query_heads, heads, dim)
     return ChainPlan(runner, size, width, new_indices(slots))
 
