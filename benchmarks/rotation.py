@@ -6,13 +6,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from sglang_vericache.forecast.costs import beside_draft_pool, costs_of, pool_tokens
 from sglang_vericache.forecast.hardware import CARDS, card_named
+from sglang_vericache.forecast.load import Draft, Load
 from sglang_vericache.forecast.shape import KNOWN, shape_of
 from sglang_vericache.forecast.simulate import (
-    Draft,
-    Load,
-    costs_of,
-    pool_tokens,
     simulate_attached,
     simulate_offload,
     simulate_plain,
@@ -45,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for model in KNOWN:
             for requests in REQUESTS:
                 load = Load(requests, 8_192, 128)
-                pool = pool_tokens(shape_of(model), card_named(card), draft.kept)
+                pool = pool_tokens(shape_of(model), card_named(card))
                 if requests <= options.most_requests and pool > 2 * (8_192 + 256):
                     lines.append(line(model, model, card, load, pool, draft))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -58,8 +56,9 @@ def line(
     name: str, model: str, card_name: str, load: Load, pool: int | None, draft: Draft
 ) -> tuple[str, ...]:
     shape, card = shape_of(model), card_named(card_name)
-    capacity = pool or pool_tokens(shape, card, draft.kept)
-    plain = simulate_plain(shape, card, load, capacity)
+    memory = pool or pool_tokens(shape, card)
+    capacity = beside_draft_pool(memory)
+    plain = simulate_plain(shape, card, load, memory)
     attached = simulate_attached(shape, card, load, capacity, draft)
     offload = simulate_offload(shape, card, load, capacity, draft)
     gains = [f"{x.tokens_per_s / plain.tokens_per_s:.2f}x" for x in (attached, offload)]

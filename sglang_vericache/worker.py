@@ -188,6 +188,7 @@ class VeriCacheWorker(BaseSpecWorker):
                 self.target_worker, batch.tree_cache, batch.spec_algorithm, self.prefill_piece
             ),
             room,
+            self.admission,
         )
         self.cascade = Cascade(
             self.tree_cache.path_of,

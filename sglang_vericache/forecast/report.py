@@ -6,20 +6,17 @@ import argparse
 import sys
 
 from sglang_vericache.config import VeriCacheConfigError
+from sglang_vericache.forecast.costs import beside_draft_pool, costs_of, pool_tokens
 from sglang_vericache.forecast.hardware import CARDS, card_named
+from sglang_vericache.forecast.load import Draft, Load, Outcome
 from sglang_vericache.forecast.shape import KNOWN, shape_of
 from sglang_vericache.forecast.simulate import (
-    Draft,
-    Load,
-    Outcome,
-    costs_of,
-    pool_tokens,
     simulate_attached,
     simulate_offload,
     simulate_plain,
 )
 
-HELP = "foresee, by bytes, what drafting and offloading gain for a model on a card"
+HELP = "foresee what drafting and offloading gain for a model on a card"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +63,8 @@ def run(
         load = Load(requests, context, output, prefixes, shared)
         draft = Draft(horizon, tokens_per_round, kept)
         _check(load, draft, pool)
-        capacity = pool or pool_tokens(shape, card, kept)
+        memory = pool or pool_tokens(shape, card)
+        capacity = beside_draft_pool(memory)
         if capacity < context + output + 2 * (draft.deepest + 1):
             raise VeriCacheConfigError(
                 f"--context {context} does not fit: beside the weights this card has room for "
@@ -76,10 +74,10 @@ def run(
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(
-        f"{shape.name} on {card.name} ({card.source}): a pool of {capacity} tokens, "
-        f"{requests} requests of {context} + {output}."
+        f"{shape.name} on {card.name} ({card.source}): KV memory for {memory} tokens, "
+        f"{capacity} beside the draft pool; {requests} requests of {context} + {output}."
     )
-    plain = simulate_plain(shape, card, load, capacity)
+    plain = simulate_plain(shape, card, load, memory)
     attached = simulate_attached(shape, card, load, capacity, draft)
     offload = simulate_offload(shape, card, load, capacity, draft)
     lines: list[tuple[str, ...]] = [("", "tokens/s", "gain", "together", "link", "slowest")]
@@ -93,7 +91,7 @@ def run(
         f"A round of a request that stays takes {costs.round_s * 1e3:.0f} ms; a path arrives in "
         f"{costs.fetch_s * 1e3:.0f} ms. Rotation {'pays' if costs.pays else 'does not pay'}."
     )
-    print("Arithmetic by bytes, not a measurement: the scheduler's own time is a rough constant.")
+    print("Arithmetic by bytes and launches, not a measurement.")
     return 0
 
 

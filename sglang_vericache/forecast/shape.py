@@ -21,6 +21,7 @@ class Shape:
         token_bytes: keys and values of one token, all layers.
         rows: layers times kv heads: a token has a key and a value in each.
         head_dim: of both.
+        layers: of a forward.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Shape:
     token_bytes: int
     rows: int
     head_dim: int
+    layers: int
 
 
 # Parameters in billions, layers, kv heads, head dimension; bfloat16.
@@ -40,7 +42,9 @@ _KNOWN = {
     "smollm2-135m": (0.135, 30, 3, 64),
 }
 KNOWN: dict[str, Shape] = {
-    name: Shape(name, int(billions * 2e9), 2 * layers * heads * dim * 2, layers * heads, dim)
+    name: Shape(
+        name, int(billions * 2e9), 2 * layers * heads * dim * 2, layers * heads, dim, layers
+    )
     for name, (billions, layers, heads, dim) in _KNOWN.items()
 }
 
@@ -94,4 +98,4 @@ def shape_from(model: str, config: Mapping[str, Any]) -> Shape:
     embeddings = vocabulary * hidden * (1 if config.get("tie_word_embeddings") else 2)
     weights = layers * (attention + 3 * hidden * ffn) + embeddings
     rows = layers * kv_heads
-    return Shape(Path(model).name, weights * size, 2 * rows * dim * size, rows, dim)
+    return Shape(Path(model).name, weights * size, 2 * rows * dim * size, rows, dim, layers)

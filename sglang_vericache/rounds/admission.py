@@ -68,6 +68,11 @@ class Admission:
         self._running = max(self._running - 1, 0)  # until the next step tells
 
     @property
+    def prefill_s(self) -> float:
+        """What a prefill costs whatever it computes; 0.0 while none was seen."""
+        return min(self._prefills, default=0.0)
+
+    @property
     def together(self) -> int:
         """Requests to be let in at a time.
 
@@ -78,7 +83,7 @@ class Admission:
         if not self._prefills or len(self._ends) < FEWEST_ENDS or not self._running:
             return 1
         apart = (self._clock() - self._ends[0]) / len(self._ends)
-        best = math.sqrt(2 * min(self._prefills) * self._running / max(apart, 1e-6))
+        best = math.sqrt(2 * self.prefill_s * self._running / max(apart, 1e-6))
         return max(int(min(best, MOST_PART * self._running)), 1)
 
     def holds(self, fitting: int, waiting: int) -> bool:

@@ -6,6 +6,7 @@ a tenth of a second for 32K tokens of an 8B model.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sglang_vericache.tree.residency import Residency
@@ -19,13 +20,21 @@ class PromptFetch:
 
     Args:
         least_tokens: on the host, from which a prompt is brought first.
+        prefill_tokens: that the link brings while a prefill holds up everybody. With fewer it pays
+            more to let several requests in together, whose one prefill brings their prompts.
 
     Attributes:
         brought: prompts so far.
     """
 
-    def __init__(self, residency: Residency, least_tokens: int) -> None:
+    def __init__(
+        self,
+        residency: Residency,
+        least_tokens: int,
+        prefill_tokens: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self.residency, self.least_tokens = residency, least_tokens
+        self.prefill_tokens = prefill_tokens
         self.brought = 0
         self._last: str | None = None
 
@@ -41,7 +50,7 @@ class PromptFetch:
             return False
         if residency.comes(req.last_node):
             return True
-        if not self.least_tokens <= req.host_hit_length:
+        if not self._pays(req):
             return False
         if len(req.full_untruncated_fill_ids) > room_tokens:
             return False
@@ -51,3 +60,12 @@ class PromptFetch:
             return False
         self.brought += 1
         return True
+
+    def concerns(self, req: Any) -> bool:
+        """Whether a waiting request's prompt is to come first, comes, or has come."""
+        if not isinstance(req.last_node, int):
+            return False
+        return req.rid == self._last or self.residency.comes(req.last_node) or self._pays(req)
+
+    def _pays(self, req: Any) -> bool:
+        return req.host_hit_length >= max(self.least_tokens, self.prefill_tokens())

@@ -303,6 +303,13 @@ class Rotation:
             self.room.admit(req)
         return admitted
 
+    def lets_in_alone(self, req: Any) -> bool:
+        """While requests rotate room is made for whoever waits; and one whose prompt comes first
+        has a prefill of its own, when it has come."""
+        if self.pays:
+            return True
+        return self.prompts is not None and len(self.residency) > 0 and self.prompts.concerns(req)
+
     def _may_admit(self, req: Any, remaining: int, growth: int) -> bool:
         seats = self.residency.seats()
         if not seats:

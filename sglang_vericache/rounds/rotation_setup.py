@@ -13,6 +13,7 @@ from sglang_vericache.loader.checksums import Checksums
 from sglang_vericache.loader.client import LoaderClient
 from sglang_vericache.loader.copy import PlainCopier, StreamCopier
 from sglang_vericache.metrics import OffloadNumbers
+from sglang_vericache.rounds.admission import Admission
 from sglang_vericache.rounds.draft_room import DraftRoom
 from sglang_vericache.rounds.pace import Choice
 from sglang_vericache.rounds.policy import RoundPlan
@@ -73,7 +74,8 @@ def create_rotation(
     rows: torch.Tensor,
     allocator: Any,
     recompute: Recompute,
-    room: DraftRoom | None = None,
+    room: DraftRoom | None,
+    admission: Admission,
 ) -> Rotation | NoRotation:
     """As ``--vericache-offload`` says, if the host tier could be had."""
     if config.offload == OFF or cache.disable or cache.cache_controller is None:
@@ -98,7 +100,8 @@ def create_rotation(
     if config.offload == AUTO:
         watch = StepWatch(link_tokens, config.horizon)
     if integrity is None:  # else a prefill mends what it reads
-        prompts = PromptFetch(residency, max(int(LEAST_S * link_tokens), 1))
+        least = max(int(LEAST_S * link_tokens), 1)
+        prompts = PromptFetch(residency, least, lambda: admission.prefill_s * link_tokens)
     rotation = Rotation(
         *(residency, allocator, config.verify_width, config.fold_tail_tokens),
         *(watch, room, prompts),

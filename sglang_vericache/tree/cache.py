@@ -37,9 +37,8 @@ class Rotation(Protocol):
 
     residency: Residency
 
-    @property
-    def pays(self) -> bool:
-        """More requests than fit are wanted."""
+    def lets_in_alone(self, req: Req) -> bool:
+        """Whether a waiting request is not to wait for others to be let in with it."""
 
     def poll(self) -> None:
         """Called between steps, and while nothing runs."""
@@ -139,8 +138,8 @@ class VeriRadixCache(UnifiedRadixCache):
                 in the same pass.
         """
         rotation = self.rotation
-        # Rotation makes room for as many as it wants.
-        if waiting and self.admission is not None and not (rotation and rotation.pays):
+        together = rotation is None or not rotation.lets_in_alone(req)
+        if waiting and self.admission is not None and together:
             # What the device has of the prompt may be locked by others: it counts as nothing.
             own = len(req.full_untruncated_fill_ids) - req.prefix_len + growth_tokens
             if self.admission.holds(remaining_tokens // max(own, 1), waiting):

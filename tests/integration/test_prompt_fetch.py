@@ -82,18 +82,46 @@ def test_many(host):
 
 
 def test_not_while_requests_rotate_nor_where_little_is_missing():
-    """Catches a link that is taken from running requests, and a step lost for a few tokens."""
-    for watch, least in ((None, 30), (Foreseen(0.02), 500)):
+    """Catches a link that is taken from running requests, a step lost for a few tokens, and
+    requests that come one by one although what that saves is less than a prefill."""
+    for watch, least, prefill in (
+        (None, 30, 0),
+        (Foreseen(0.02), 500, 0),
+        (Foreseen(0.02), 30, 500),
+    ):
         world = World(device=450, host=6_000)
         prompts = texts(8, 12, 90, 130, 0.0)
         on_the_host(world, prompts)
         scheduler = Scheduler(world, watch=watch, least_prompt=least)
+        scheduler.rotation.prompts.prefill_tokens = lambda tokens=prefill: tokens
         scheduler.waiting = [(t, 40) for t in prompts]
         scheduler.run(20_000)
         assert scheduler.rotation.numbers().prompts == 0
         assert len(scheduler.done) == 12
         world.check_idle()
         world.close()
+
+
+def test_it_is_not_held_for_others():
+    """Catches a request that waits for others to be let in with, and then for its prompt alone."""
+
+    class Holding:
+        """Lets nobody in beside others."""
+
+        def holds(self, fitting: int, waiting: int) -> bool:
+            return bool(world.requests)
+
+    world = World(device=450, host=6_000, copier=SlowCopier)
+    world.cache.admission = Holding()
+    prompts = texts(8, 12, 90, 130, 0.0)
+    on_the_host(world, prompts)
+    scheduler = Scheduler(world, watch=Foreseen(0.02), least_prompt=30)
+    scheduler.waiting = [(t, 40) for t in prompts]
+    scheduler.run(20_000)
+    assert scheduler.most_together > 1 and scheduler.rotation.numbers().prompts >= 3
+    assert len(scheduler.done) == 12
+    world.check_idle()
+    world.close()
 
 
 def waiting_prompt(world: World) -> tuple[PromptFetch, Request]:

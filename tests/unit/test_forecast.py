@@ -9,13 +9,11 @@ import pytest
 
 from sglang_vericache.cli import main
 from sglang_vericache.config import VeriCacheConfigError
+from sglang_vericache.forecast.costs import costs_of, pool_tokens
 from sglang_vericache.forecast.hardware import CARDS, card_named
+from sglang_vericache.forecast.load import Draft, Load
 from sglang_vericache.forecast.shape import KNOWN, shape_of
 from sglang_vericache.forecast.simulate import (
-    Draft,
-    Load,
-    costs_of,
-    pool_tokens,
     simulate_attached,
     simulate_offload,
     simulate_plain,
@@ -44,9 +42,9 @@ def test_a_pool_that_is_small_beside_the_weights():
     attached = simulate_attached(shape, H100, load, 40_000, draft)
     offload = simulate_offload(shape, H100, load, 40_000, draft)
     assert (plain.together, attached.together, offload.together) == (2, 2, 8)
-    assert offload.tokens_per_s > 1.8 * plain.tokens_per_s
-    assert offload.tokens_per_s > 2.5 * attached.tokens_per_s
-    assert offload.link_use > 0.85 and offload.slowest < 1.5
+    assert offload.tokens_per_s > 1.5 * plain.tokens_per_s
+    assert offload.tokens_per_s > 2.4 * attached.tokens_per_s
+    assert offload.detached > 100 and offload.link_use > 0.7 and offload.slowest < 1.5
 
 
 def test_two_paths_side_by_side():
@@ -68,24 +66,20 @@ def test_offloading_costs_nothing_where_it_does_not_pay(model, requests):
     """Catches rotation that is chosen although it is slower than keeping everything attached."""
     shape, draft = KNOWN[model], Draft(16, 11.0, 0.06)
     load = Load(requests, 8_000, 128)
-    capacity = pool_tokens(shape, H100, 0.06)
+    capacity = pool_tokens(shape, H100)
     attached = simulate_attached(shape, H100, load, capacity, draft)
     offload = simulate_offload(shape, H100, load, capacity, draft)
     assert offload.tokens_per_s >= 0.99 * attached.tokens_per_s
     if not costs_of(shape, H100, load, capacity, draft).pays:
         # The longer drafts of requests that wait keep a little more room free.
-        assert offload.link_use == 0 and offload.together >= 0.99 * attached.together
+        assert offload.detached == 0 and offload.together >= 0.99 * attached.together
 
 
 def test_a_faster_link_never_hurts():
     shape, load, draft = KNOWN["mistral-small-24b"], Load(16, 32_768, 256), Draft(16, 11.0, 0.06)
     rates = [
         simulate_offload(shape, card, load, 120_000, draft).tokens_per_s
-        for card in (
-            H100,
-            type(H100)("x2", H100.memory_bytes, H100.memory_rate, 2 * H100.link_rate, ""),
-            type(H100)("x8", H100.memory_bytes, H100.memory_rate, 8 * H100.link_rate, ""),
-        )
+        for card in (replace(H100, link_rate=n * H100.link_rate) for n in (1, 2, 8))
     ]
     assert rates == sorted(rates) and rates[-1] > 1.2 * rates[0]
 
