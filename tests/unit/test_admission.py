@@ -120,10 +120,11 @@ def test_what_is_not_known():
         admission.ended()
     admission.step(12)
     assert admission.together == 1 and not admission.holds(1, 9)
+    assert admission.prefill_s == 0.0
     admission.prefill(1)
     clock.now += 0.02
     admission.step(12)
-    assert admission.together > 1
+    assert admission.together > 1 and admission.prefill_s == pytest.approx(0.02)
 
 
 def test_loading_is_not_saved():

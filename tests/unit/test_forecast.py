@@ -43,7 +43,7 @@ def test_a_pool_that_is_small_beside_the_weights():
     offload = simulate_offload(shape, H100, load, 40_000, draft)
     assert (plain.together, attached.together, offload.together) == (2, 2, 8)
     assert offload.tokens_per_s > 1.5 * plain.tokens_per_s
-    assert offload.tokens_per_s > 2.4 * attached.tokens_per_s
+    assert attached.tokens_per_s == plain.tokens_per_s, "the controller decodes plainly"
     assert offload.detached > 100 and offload.link_use > 0.7 and offload.slowest < 1.5
 
 

@@ -17,6 +17,7 @@ def activate() -> None:
         return
     from sglang_vericache.loader.copy import PlainCopier
     from sglang_vericache.rounds import rotation_setup
+    from sglang_vericache.rounds.admission import Admission
     from sglang_vericache.rounds.step_watch import StepWatch
 
     submit = PlainCopier.submit
@@ -28,3 +29,5 @@ def activate() -> None:
     PlainCopier.submit = slow_submit
     rotation_setup.LEAST_S = LEAST_S
     StepWatch.rotation_loses = property(lambda watch: True)
+    # On a CPU a prefill takes longer than any copy.
+    Admission.prefill_s = property(lambda admission: 0.0)
