@@ -31,7 +31,7 @@ from sglang.srt.runtime_context import SpawnRanks, publish  # noqa: E402
 from sglang.srt.server_args import prepare_server_args  # noqa: E402
 from sglang.srt.speculative.eagle_utils import TreeMaskMode  # noqa: E402
 from test_bad_input import DENSE  # noqa: E402
-from test_torch_native_verify import TOLERANCE, Batch  # noqa: E402
+from verify_batch import TOLERANCE, Batch  # noqa: E402
 
 from sglang_vericache.verify.logits_consumer import (  # noqa: E402
     ConsumingTokenPicker,
