@@ -107,7 +107,7 @@ def config_of(storage: PoolStorage, query_rows: int) -> AttentionConfig:
     """
     kind = kind_of(storage)
     padded = triton.next_power_of_2(query_rows)
-    width = table_width_of(storage.head_dim)
+    width = listed_dim(storage.head_dim)
     if query_rows > TENSOR_CORE_ROWS and kind != "float32":
         if kind != "int4":
             if (padded, width) not in MANY_ROWS:
@@ -127,11 +127,11 @@ def most_query_rows(storage: PoolStorage) -> int | None:
     """Rows of queries that a program holds, None where any number does."""
     if kind_of(storage) not in ("half", "fp8"):
         return None
-    width = table_width_of(storage.head_dim)
+    width = listed_dim(storage.head_dim)
     return max(rows for rows, dim in MANY_ROWS if dim == width)
 
 
-def table_width_of(head_dim: int) -> int:
+def listed_dim(head_dim: int) -> int:
     """The head_dim of the tables that stands for it."""
     return min(max(triton.next_power_of_2(head_dim), 64), 256)
 

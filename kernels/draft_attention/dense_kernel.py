@@ -37,6 +37,15 @@ def append_new_rows(
     store_rows(rows, pool, pool, slot * HEADS + head, mine, PART, QUERIES_PADDED, DIM, BLOCK_D, 0)
 
 
+@triton.jit
+def load_rows(at, ROWS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """``[ROWS, BLOCK_D]`` numbers, zero from column DIM on; no mask where there are no such."""
+    if BLOCK_D == DIM:
+        return tl.load(at)
+    in_row = tl.broadcast_to((tl.arange(0, BLOCK_D) < DIM)[None, :], (ROWS, BLOCK_D))
+    return tl.load(at, mask=in_row, other=0.0)
+
+
 @triton.jit(do_not_specialize=["num_splits"])
 def attend_dense(
     query,  # [B * QUERIES, HEADS * GROUP, DIM], rows query_stride apart
@@ -119,11 +128,7 @@ def attend_dense(
         else:
             slot = tl.load(slots_at + tl.minimum(column, last)).to(tl.int64)
         row = ((slot * HEADS + head) * DIM)[:, None] + dims[None, :]  # [N, D]
-        if BLOCK_D == DIM:
-            k = tl.load(keys + row).to(COMPUTE)
-        else:
-            in_row = tl.broadcast_to((dims < DIM)[None, :], (BLOCK_N, BLOCK_D))
-            k = tl.load(keys + row, mask=in_row, other=0.0).to(COMPUTE)
+        k = load_rows(keys + row, BLOCK_N, DIM, BLOCK_D).to(COMPUTE)
         if AHEAD:
             next_slot = tl.load(slots_at + tl.minimum(column + BLOCK_N, last))
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")  # [M, N]
@@ -136,11 +141,7 @@ def attend_dense(
         weights, shrink, running_max, running_sum = softmax_step(
             scores, unit, visible, running_max, running_sum
         )
-        if BLOCK_D == DIM:
-            v = tl.load(values + row).to(COMPUTE)
-        else:
-            in_row = tl.broadcast_to((dims < DIM)[None, :], (BLOCK_N, BLOCK_D))
-            v = tl.load(values + row, mask=in_row, other=0.0).to(COMPUTE)
+        v = load_rows(values + row, BLOCK_N, DIM, BLOCK_D).to(COMPUTE)
         accumulated = tl.dot(
             weights.to(COMPUTE), v, accumulated * shrink[:, None], input_precision="ieee"
         )

@@ -32,11 +32,15 @@ def best_horizon(
         if horizon == PLAIN:
             seconds[PLAIN] = max(timing.plain(requests, context), STEP_S)
             continue
-        steps = math.ceil(horizon / max(1, min(horizon, int(LONGEST_STEP_S / step_s))))
         verify_s = timing.verify(requests, context, horizon + 1)
-        seconds[horizon] = horizon * step_s + verify_s + steps * STEP_S
+        seconds[horizon] = horizon * step_s + verify_s + steps_of(horizon, step_s) * STEP_S
     best = max(seconds, key=lambda horizon: draft.tokens(horizon) / seconds[horizon])
     return best, seconds[best]
+
+
+def steps_of(horizon: int, draft_step_s: float) -> int:
+    """Scheduler steps that drafting so many tokens takes; one where none is drafted."""
+    return max(1, math.ceil(horizon / max(1, int(LONGEST_STEP_S / draft_step_s))))
 
 
 def costs_of(shape: Shape, card: Card, load: Load, capacity: int, draft: Draft) -> Costs:
@@ -45,8 +49,7 @@ def costs_of(shape: Shape, card: Card, load: Load, capacity: int, draft: Draft) 
     fits = max(1, min(load.requests, capacity // (load.context + load.output)))
     context = fits * load.context
     horizon, round_s = best_horizon(timing, draft, fits, context, draft.horizons)
-    forward = timing.draft(fits, context, draft.kept)
-    steps = math.ceil(horizon / max(1, int(LONGEST_STEP_S / forward))) or 1
+    steps = steps_of(horizon, timing.draft(fits, context, draft.kept))
     return Costs(
         fits,
         round_s,

@@ -80,12 +80,12 @@ class _Pool:
 
 def simulate_plain(shape: Shape, card: Card, load: Load, capacity: int) -> Outcome:
     """Plain decoding, as many at a time as fit."""
-    return _simulate(shape, card, load, capacity, None, offload=False)
+    return _Simulation(shape, card, load, capacity, None, offload=False).run()
 
 
 def simulate_attached(shape: Shape, card: Card, load: Load, capacity: int, draft: Draft) -> Outcome:
     """Drafting, everything on the device."""
-    return _simulate(shape, card, load, capacity, draft, offload=False)
+    return _Simulation(shape, card, load, capacity, draft, offload=False).run()
 
 
 def simulate_offload(shape: Shape, card: Card, load: Load, capacity: int, draft: Draft) -> Outcome:
@@ -94,13 +94,7 @@ def simulate_offload(shape: Shape, card: Card, load: Load, capacity: int, draft:
     Args:
         capacity: tokens of the main pool.
     """
-    return _simulate(shape, card, load, capacity, draft, offload=True)
-
-
-def _simulate(
-    shape: Shape, card: Card, load: Load, capacity: int, draft: Draft | None, offload: bool
-) -> Outcome:
-    return _Simulation(shape, card, load, capacity, draft, offload).run()
+    return _Simulation(shape, card, load, capacity, draft, offload=True).run()
 
 
 class _Simulation:
@@ -115,12 +109,8 @@ class _Simulation:
         draft: Draft | None,
         offload: bool,
     ) -> None:
-        self.timing, self.load, self.capacity, self.draft = (
-            Timing(shape, card),
-            load,
-            capacity,
-            draft,
-        )
+        self.timing = Timing(shape, card)
+        self.load, self.capacity, self.draft = load, capacity, draft
         width = 1
         if draft is not None:
             width += draft.deepest if offload else draft.horizon
@@ -332,9 +322,9 @@ class _Simulation:
         rotating = self._rotating
         if rotating or not any(r.drafted for r in running):
             requests, context = len(running), sum(r.tokens for r in running)
-            choices = draft.horizons - {PLAIN} if rotating else draft.horizons
+            choices = [h for h in draft.horizons if not (rotating and h == PLAIN)]
             self._chosen, _ = best_horizon(self.timing, draft, requests, context, choices)
-        return self._chosen or draft.horizon * any(r.drafted for r in running)
+        return self._chosen
 
     def _pass(self, seconds: float, reading: Sequence[_Request]) -> None:
         """So long the link works; then those that were read have more tokens."""
