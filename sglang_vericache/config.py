@@ -19,7 +19,7 @@ DRAFT_AHEAD_CHOICES = ("auto", "on", "off")
 OFF, AUTO, ALWAYS = "off", "auto", "always"
 CASCADE_CHOICES = (AUTO, OFF)
 BACKEND, TRITON = "backend", "triton"
-VERIFY_ATTENTION_CHOICES = (BACKEND, TRITON)
+VERIFY_ATTENTION_CHOICES = (AUTO, BACKEND, TRITON)
 OFFLOAD_CHOICES = (OFF, AUTO, ALWAYS)
 DRAFT_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8_e4m3", "int4")
 
@@ -97,7 +97,7 @@ class VeriCacheConfig:
         draft_ahead: the next round is drafted in the step that verifies this one, so that the
             device drafts while the host prepares the next verification; "auto" where that pays.
         verify_attention: "backend" verifies with the server's attention backend, "triton" with the
-            kernel that draft steps use.
+            kernel that draft steps use, "auto" with that on a GPU where the kernel holds a pass.
         cascade: "auto" reads a prefix that running requests share once a verification, where that
             saves much.
         fold_tail_tokens: a tail longer than this is folded into a span.
@@ -124,7 +124,7 @@ class VeriCacheConfig:
     min_context_tokens: int = 512
     stagger_groups: int = 1
     draft_ahead: str = "auto"
-    verify_attention: str = BACKEND
+    verify_attention: str = AUTO
     cascade: str = AUTO
     fold_tail_tokens: int = 256
     offload: str = OFF

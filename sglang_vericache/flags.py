@@ -199,7 +199,7 @@ FLAGS: tuple[Flag, ...] = (
         _one_of("vericache_verify_attention", VERIFY_ATTENTION_CHOICES),
         "|".join(VERIFY_ATTENTION_CHOICES),
         "Verify with the server's attention backend, or with the Triton kernel that draft steps "
-        "use, over the full KV (default backend).",
+        "use, over the full KV (default auto: with the kernel on a GPU, where it holds a pass).",
     ),
     Flag(
         "vericache_cascade",

@@ -59,13 +59,15 @@ def parser() -> argparse.ArgumentParser:
         *("--plain",),
         action="append",
         metavar="FLAGS",
-        help="more flags of an unmodified server; repeated: several, of which the best counts",
+        help="more flags of an unmodified server; repeated: several, of which the best counts; of "
+        "queued cases with the case's host tier, unless they set one",
     )
     add(
         *("--ours",),
         action="append",
         metavar="FLAGS",
-        help=f"more flags of a server with the plugin (default: {OURS}); may be repeated",
+        help=f"more flags of a server with the plugin (default: {OURS}); may be "
+        "repeated; of queued cases with --vericache-offload auto, unless they set it",
     )
     add(
         *("--order",),
@@ -156,8 +158,7 @@ def _sides(
 ) -> list[Side]:
     plain, ours, order = [""], [OURS], ORDER
     if queued is not None:
-        plain, order = [host_flags(queued)], QUEUE_ORDER
-        ours = [f"{OURS} {offload_flags(queued)}", f"{OURS} {host_flags(queued)}"]
+        order, ours = QUEUE_ORDER, [OURS, f"{OURS} {host_flags(queued)}"]
     if arguments.order is not None:
         order = arguments.order
     known = {}
@@ -165,6 +166,8 @@ def _sides(
         for i, text in enumerate(flags):
             known[kind + (str(i) if i else "")] = text
     model = arguments.model
+    if queued is not None:
+        known = {name: _with_host(text, queued) for name, text in known.items()}
     if queued is not None and queued.pool_tokens and order:
         model = model or default_model(cases)
         known = {name: _with_pools(text, queued, model) for name, text in known.items()}
@@ -174,6 +177,15 @@ def _sides(
             raise SideError(f"--order: no side is called {name!r}; there are {', '.join(known)}")
         sides.append(Side(name, known[name]))
     return sides
+
+
+def _with_host(flags: str, case: registry.Case) -> str:
+    """The case's host tier for every server, unless the flags say otherwise themselves: without
+    one, a queue that is to rotate would be measured standing."""
+    if "--vericache-offload" in flags or "--enable-hierarchical-cache" in flags:
+        return flags
+    own = offload_flags(case) if "--enable-vericache" in flags else host_flags(case)
+    return f"{flags} {own}".strip()
 
 
 def _with_pools(flags: str, case: registry.Case, model: str | None) -> str:

@@ -37,6 +37,7 @@ NGRAM = 8
 # Documents are cut by characters first: enough of them for so many tokens, code included.
 CHARACTERS_A_TOKEN = 5
 PACKAGES = ("sglang", "transformers", "torch")
+OWN_PACKAGE = "sglang-vericache"
 LEAST_FILE_BYTES = 2000
 # Shorter ones are lists of arguments more than prose.
 LEAST_DOCSTRING = 500
@@ -140,8 +141,10 @@ def _reference() -> Iterator[str]:
 
 
 def _descriptions() -> Iterator[str]:
-    """Of the installed packages, which are written for readers."""
+    """Of the installed packages, which are written for readers; not our own, which changes from
+    one commit to the next, and with it the prompts would."""
     found = {str(d.metadata["Name"]): d.read_text("METADATA") or "" for d in distributions()}
+    found.pop(OWN_PACKAGE, None)
     return (found[name].partition("\n\n")[2] for name in sorted(found))
 
 

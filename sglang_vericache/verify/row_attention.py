@@ -7,16 +7,26 @@ from the device, so nothing is planned on the host, and stores the new keys and 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from sglang_vericache.config import OFF, TRITON, VeriCacheConfig, VeriCacheConfigError
+from sglang_vericache.config import (
+    AUTO,
+    BACKEND,
+    OFF,
+    TRITON,
+    VeriCacheConfig,
+    VeriCacheConfigError,
+)
 from sglang_vericache.kernels.draft_attention import most_query_rows
 from sglang_vericache.kernels.pool_format import PoolStorage
 from sglang_vericache.row_table_attention import RowTableAttention
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,8 +52,8 @@ class RowAttention(RowTableAttention):
         asked = [name for name, value in kwargs.items() if value is not None]
         if asked or getattr(layer, "xai_temperature_len", 0) > 0:
             raise ValueError(
-                "--vericache-verify-attention triton does not fit this model, whose attention has "
-                f"{', '.join(asked) or 'a temperature'}: leave that flag out."
+                "the kernel of --vericache-verify-attention does not fit this model, whose "
+                f"attention has {', '.join(asked) or 'a temperature'}: that flag accepts backend."
             )
         rows: VerifyRows = self.forward_metadata
         return self.attend((q, k, v), layer, forward_batch, rows.lengths, rows.width, save_kv_cache)
@@ -58,9 +68,11 @@ def create_row_attention(
     """None where the target's own backend attends.
 
     Raises:
-        VeriCacheConfigError: the widest pass has more rows of queries than the kernel holds.
+        VeriCacheConfigError: the kernel is asked for, and the widest pass has more rows of queries
+            than it holds.
     """
-    if config.verify_attention != TRITON:
+    on_gpu = torch.device(pool.device).type == "cuda"
+    if config.verify_attention == BACKEND or (config.verify_attention == AUTO and not on_gpu):
         return None
     most, widest = req_to_token_pool.size, config.verify_width
     storage = PoolStorage.over(
@@ -68,8 +80,11 @@ def create_row_attention(
         [pool.get_value_buffer(layer) for layer in range(layers)],
     )
     problem = too_wide(config, most_query_rows(storage), query_heads // storage.heads)
-    if problem is not None:
+    if problem is not None and config.verify_attention == TRITON:
         raise VeriCacheConfigError(problem)
+    if problem is not None:
+        logger.info("Verify passes go through the server's attention backend: %s", problem)
+        return None
     return RowAttention(pool, req_to_token_pool, storage, query_heads, most, widest)
 
 
@@ -85,11 +100,11 @@ def too_wide(config: VeriCacheConfig, most_rows: int | None, group: int) -> str 
         return None
     tokens = most_rows // group
     horizon = (tokens if config.offload == OFF else tokens // 2) - 1
-    instead = f"Lower --vericache-horizon to {horizon}, or l" if horizon > 0 else "L"
+    served = f"It serves --vericache-horizon up to {horizon}; " if horizon > 0 else ""
     return (
-        f"--vericache-verify-attention triton holds {most_rows} rows of queries of this model: "
-        f"{config.verify_width} tokens of {group} query heads for each kv head are {rows}. "
-        f"{instead}eave that flag out."
+        f"the kernel of --vericache-verify-attention holds {most_rows} rows of queries of this "
+        f"model: {config.verify_width} tokens of {group} query heads for each kv head are {rows}. "
+        f"{served}--vericache-verify-attention backend serves any."
     )
 
 

@@ -14,7 +14,14 @@ cpu_engine.required()
 
 from verify_batch import LAYERS, TOLERANCE, Batch, row_attention_for  # noqa: E402
 
-from sglang_vericache.config import AUTO, TRITON, VeriCacheConfig  # noqa: E402
+from sglang_vericache.config import (  # noqa: E402
+    AUTO,
+    BACKEND,
+    TRITON,
+    VeriCacheConfig,
+    VeriCacheConfigError,
+)
+from sglang_vericache.verify import row_attention  # noqa: E402
 from sglang_vericache.verify.row_attention import (  # noqa: E402
     RowPlan,
     create_row_attention,
@@ -40,12 +47,23 @@ def test_a_captured_pass_takes_its_lengths_from_the_device():
     assert plan.fits([1 << 40])
 
 
-def test_it_is_made_only_where_it_is_wanted():
+def test_it_is_made_only_where_it_is_wanted(monkeypatch):
+    """Catches a kernel that serves a CPU, and one that is chosen though a pass does not fit it."""
     batch = Batch([9], 4, heads=2, group=2)
     table = SimpleNamespace(req_to_token=batch.table, size=1)
-    assert create_row_attention(VeriCacheConfig(), batch.pool, table, LAYERS, 4) is None
-    wanted = VeriCacheConfig(verify_attention=TRITON)
-    assert create_row_attention(wanted, batch.pool, table, LAYERS, 4) is not None
+
+    def made(choice: str, query_heads: int = 4):
+        config = VeriCacheConfig(verify_attention=choice)
+        return create_row_attention(config, batch.pool, table, LAYERS, query_heads)
+
+    assert made(BACKEND) is None and made(AUTO) is None
+    assert made(TRITON) is not None
+    monkeypatch.setattr(batch.pool, "device", "cuda")
+    assert made(BACKEND) is None and made(AUTO) is not None
+    monkeypatch.setattr(row_attention, "most_query_rows", lambda storage: 32)
+    assert made(AUTO, query_heads=8) is None
+    with pytest.raises(VeriCacheConfigError, match="backend serves any"):
+        made(TRITON, query_heads=8)
 
 
 @pytest.mark.parametrize(
@@ -54,9 +72,9 @@ def test_it_is_made_only_where_it_is_wanted():
         (VeriCacheConfig(), 256, 16, None),
         (VeriCacheConfig(offload=AUTO), None, 64, None),
         (VeriCacheConfig(horizon=16), 128, 8, "17 tokens of 8 query heads"),
-        (VeriCacheConfig(horizon=16), 128, 8, "Lower --vericache-horizon to 15, or leave"),
-        (VeriCacheConfig(offload=AUTO), 128, 8, "Lower --vericache-horizon to 7, or leave"),
-        (VeriCacheConfig(), 128, 71, "1136. Leave that flag out."),
+        (VeriCacheConfig(horizon=16), 128, 8, "serves --vericache-horizon up to 15; "),
+        (VeriCacheConfig(offload=AUTO), 128, 8, "serves --vericache-horizon up to 7; "),
+        (VeriCacheConfig(), 128, 71, "1136. --vericache-verify-attention backend serves any."),
     ],
 )
 def test_more_tokens_than_the_kernel_holds(config, rows, group, said):
@@ -66,7 +84,7 @@ def test_more_tokens_than_the_kernel_holds(config, rows, group, said):
         assert problem is None
         return
     assert problem is not None and said in problem
-    if "horizon to" in said:
-        horizon = int(problem.split("horizon to ")[1].split(",")[0])
+    if "horizon up to" in said:
+        horizon = int(problem.split("horizon up to ")[1].split(";")[0])
         assert too_wide(replace(config, horizon=horizon), rows, group) is None
         assert too_wide(replace(config, horizon=horizon + 1), rows, group) is not None

@@ -230,6 +230,30 @@ def test_workspace_is_enough():
 
 
 @needs_triton
+@pytest.mark.parametrize("pairs", [1, 3, 96, 384, 768, 5000])
+@pytest.mark.parametrize("processors", [8, 108, 132])
+def test_splits_end_together(pairs, processors):
+    """Catches multiprocessors with one program more than others for nothing, more splits than the
+    table's rounds allow or the rows are worth, and none at all."""
+    from sglang_vericache.kernels.draft_attention.config import (
+        LEAST_SPLIT_ROWS,
+        TABLE,
+        split_count,
+    )
+
+    def share(splits: int) -> float:
+        each = pairs * splits / processors
+        return each / -(-pairs * splits // processors)
+
+    for config in TABLE.values():
+        most = max(1, int(config.rounds * config.resident * processors) // pairs)
+        splits = split_count(config, pairs, 1 << 20, processors)
+        assert most - most // 4 <= splits <= most
+        assert share(splits) >= share(most)
+        assert split_count(config, pairs, 3 * LEAST_SPLIT_ROWS, processors) <= 3
+
+
+@needs_triton
 @pytest.mark.parametrize("block_n", [16, 32, 128])
 def test_block_size_changes_nothing(block_n):
     """Catches masks that only work for the block of the table."""

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.registry import CASES, Case, UnknownCaseError, serving_case
 from benchmarks.serving import queue
-from benchmarks.serving.__main__ import OURS, _with_pools
+from benchmarks.serving.__main__ import OURS, _with_host, _with_pools
 from benchmarks.serving.figures import Stream
 from benchmarks.serving.join import Comparison
 from benchmarks.serving.pools import (
@@ -185,6 +185,16 @@ def test_flags_of_the_sides():
         "KV memory: a main pool of 39142 tokens and a draft pool of 1384MiB (baseline 48000 tokens)"
     )
     assert pool_note(OURS, "") is None
+
+
+def test_given_flags_keep_the_host_tier():
+    """Catches a queue that is to rotate and stands, because a flag of another kind was given."""
+    case = CASES["8b-32k-queue24"]
+    ours = _with_host(f"{OURS} --vericache-horizon 7", case)
+    assert ours.endswith(f"--vericache-horizon 7 {offload_flags(case)}")
+    assert _with_host("", case) == host_flags(case)
+    for own in (f"{OURS} --vericache-offload off", f"{OURS} {host_flags(case)}", host_flags(case)):
+        assert _with_host(own, case) == own
 
 
 class Answer:
