@@ -97,7 +97,8 @@ class VeriCacheConfig:
         draft_ahead: the next round is drafted in the step that verifies this one, so that the
             device drafts while the host prepares the next verification; "auto" where that pays.
         verify_attention: "backend" verifies with the server's attention backend, "triton" with the
-            kernel that draft steps use, "auto" with that on a GPU where the kernel holds a pass.
+            kernel that draft steps use, "auto" with that on a GPU, where the kernel holds a pass
+            and the server is not to be deterministic.
         cascade: "auto" reads a prefix that running requests share once a verification, where that
             saves much.
         fold_tail_tokens: a tail longer than this is folded into a span.
@@ -197,6 +198,16 @@ class VeriCacheConfig:
         if self.draft_ahead == "auto":
             return host_runs_ahead and self.stagger_groups == 1
         return self.draft_ahead == "on"
+
+    def verifies_with_kernel(self, on_gpu: bool, deterministic: bool) -> bool:
+        """Whether verify passes leave the server's attention backend, where the kernel holds them.
+
+        Args:
+            deterministic: SGLang's mode, in which a token is what that backend's kernels give.
+        """
+        if self.verify_attention == AUTO:
+            return on_gpu and not deterministic
+        return self.verify_attention == TRITON
 
     @property
     def views_grow(self) -> bool:

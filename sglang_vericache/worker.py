@@ -10,7 +10,12 @@ import torch
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.tp_worker import TpModelWorker
 from sglang.srt.managers.utils import GenerationBatchResult
-from sglang.srt.runtime_context import get_observability, get_schedule, get_server_args
+from sglang.srt.runtime_context import (
+    get_exec,
+    get_observability,
+    get_schedule,
+    get_server_args,
+)
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 
 from sglang_vericache.compressors.registry import create_scorer
@@ -125,9 +130,11 @@ class VeriCacheWorker(BaseSpecWorker):
         )
         max_position = self.model_runner.model_config.context_len - 1
         main = self.token_to_kv_pool_allocator.get_kvcache()
-        own = create_row_attention(
-            self.config, main, self.req_to_token_pool, self.pool.storage.layers, query_heads
-        )
+        own, deterministic = None, get_exec().deterministic.enable_deterministic_inference
+        if self.config.verifies_with_kernel(self.on_gpu, deterministic):
+            own = create_row_attention(
+                self.config, main, self.req_to_token_pool, self.pool.storage.layers, query_heads
+            )
         self.verifier = Verifier(self.model_runner, self.drafts, picker, max_position, own)
         self.planner = StepPlanner(self.config, max_position, self.ahead)
         backend = self.model_runner.attn_backend

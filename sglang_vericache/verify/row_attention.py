@@ -14,14 +14,7 @@ from typing import Any
 
 import torch
 
-from sglang_vericache.config import (
-    AUTO,
-    BACKEND,
-    OFF,
-    TRITON,
-    VeriCacheConfig,
-    VeriCacheConfigError,
-)
+from sglang_vericache.config import OFF, TRITON, VeriCacheConfig, VeriCacheConfigError
 from sglang_vericache.kernels.draft_attention import most_query_rows
 from sglang_vericache.kernels.pool_format import PoolStorage
 from sglang_vericache.row_table_attention import RowTableAttention
@@ -65,15 +58,11 @@ class RowAttention(RowTableAttention):
 def create_row_attention(
     config: VeriCacheConfig, pool: Any, req_to_token_pool: Any, layers: int, query_heads: int
 ) -> RowAttention | None:
-    """None where the target's own backend attends.
+    """None where the widest pass has more rows of queries than the kernel holds.
 
     Raises:
-        VeriCacheConfigError: the kernel is asked for, and the widest pass has more rows of queries
-            than it holds.
+        VeriCacheConfigError: the same, and nothing but the kernel will do.
     """
-    on_gpu = torch.device(pool.device).type == "cuda"
-    if config.verify_attention == BACKEND or (config.verify_attention == AUTO and not on_gpu):
-        return None
     most, widest = req_to_token_pool.size, config.verify_width
     storage = PoolStorage.over(
         [pool.get_key_buffer(layer) for layer in range(layers)],

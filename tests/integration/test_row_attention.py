@@ -16,7 +16,6 @@ from verify_batch import LAYERS, TOLERANCE, Batch, row_attention_for  # noqa: E4
 
 from sglang_vericache.config import (  # noqa: E402
     AUTO,
-    BACKEND,
     TRITON,
     VeriCacheConfig,
     VeriCacheConfigError,
@@ -47,23 +46,21 @@ def test_a_captured_pass_takes_its_lengths_from_the_device():
     assert plan.fits([1 << 40])
 
 
-def test_it_is_made_only_where_it_is_wanted(monkeypatch):
-    """Catches a kernel that serves a CPU, and one that is chosen though a pass does not fit it."""
+@pytest.mark.parametrize("choice", [AUTO, TRITON])
+def test_it_is_made_where_the_widest_pass_fits(monkeypatch, choice):
+    """Catches a server that cannot start because of a kernel that nobody asked for, and one that
+    starts without the kernel that was asked for."""
     batch = Batch([9], 4, heads=2, group=2)
     table = SimpleNamespace(req_to_token=batch.table, size=1)
-
-    def made(choice: str, query_heads: int = 4):
-        config = VeriCacheConfig(verify_attention=choice)
-        return create_row_attention(config, batch.pool, table, LAYERS, query_heads)
-
-    assert made(BACKEND) is None and made(AUTO) is None
-    assert made(TRITON) is not None
-    monkeypatch.setattr(batch.pool, "device", "cuda")
-    assert made(BACKEND) is None and made(AUTO) is not None
-    monkeypatch.setattr(row_attention, "most_query_rows", lambda storage: 32)
-    assert made(AUTO, query_heads=8) is None
+    config = VeriCacheConfig(verify_attention=choice)
+    given = config, batch.pool, table, LAYERS, 4
+    assert create_row_attention(*given) is not None
+    monkeypatch.setattr(row_attention, "most_query_rows", lambda storage: 16)
+    if choice == AUTO:
+        assert create_row_attention(*given) is None
+        return
     with pytest.raises(VeriCacheConfigError, match="backend serves any"):
-        made(TRITON, query_heads=8)
+        create_row_attention(*given)
 
 
 @pytest.mark.parametrize(

@@ -217,3 +217,19 @@ def test_drafting_ahead_of_some():
     """Catches a setting that would be ignored."""
     with pytest.raises(VeriCacheConfigError, match="--vericache-draft-ahead on"):
         VeriCacheConfig(draft_ahead="on", stagger_groups=2)
+
+
+@pytest.mark.parametrize(
+    ("choice", "on_gpu", "deterministic", "expected"),
+    [
+        ("auto", True, False, True),
+        ("auto", False, False, False),
+        ("auto", True, True, False),
+        ("triton", False, True, True),
+        ("backend", True, False, False),
+    ],
+)
+def test_what_verifies(choice, on_gpu, deterministic, expected):
+    """Catches another kernel than the server's where its tokens have to be that kernel's."""
+    config = VeriCacheConfig(verify_attention=choice)
+    assert config.verifies_with_kernel(on_gpu, deterministic) is expected
