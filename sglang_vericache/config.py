@@ -125,7 +125,7 @@ class VeriCacheConfig:
     min_context_tokens: int = 512
     stagger_groups: int = 1
     draft_ahead: str = "auto"
-    verify_attention: str = AUTO
+    verify_attention: str = BACKEND
     cascade: str = AUTO
     fold_tail_tokens: int = 256
     offload: str = OFF
