@@ -199,8 +199,8 @@ FLAGS: tuple[Flag, ...] = (
         _one_of("vericache_verify_attention", VERIFY_ATTENTION_CHOICES),
         "|".join(VERIFY_ATTENTION_CHOICES),
         "Verify with the server's attention backend, or with the Triton kernel that draft steps "
-        "use, over the full KV (default backend). auto: with the kernel on a GPU, where it holds a "
-        "pass, but not with --enable-deterministic-inference.",
+        "use, over the full KV (default auto: with the kernel on Hopper GPUs, where it serves "
+        "the model, but not with --enable-deterministic-inference; else with the backend).",
     ),
     Flag(
         "vericache_cascade",

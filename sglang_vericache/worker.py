@@ -58,7 +58,7 @@ from sglang_vericache.upload import to_device
 from sglang_vericache.verify.cascade import Cascade
 from sglang_vericache.verify.logits_consumer import create_picker
 from sglang_vericache.verify.plan_fence import fence_plans
-from sglang_vericache.verify.row_attention import create_row_attention
+from sglang_vericache.verify.row_attention import create_row_attention, is_measured
 from sglang_vericache.verify.verifier import PreparedVerify, Verified, Verifier
 
 logger = logging.getLogger(__name__)
@@ -130,16 +130,16 @@ class VeriCacheWorker(BaseSpecWorker):
         )
         max_position = self.model_runner.model_config.context_len - 1
         main = self.token_to_kv_pool_allocator.get_kvcache()
+        layers = range(self.pool.storage.layers)
         own, deterministic = None, get_exec().deterministic.enable_deterministic_inference
-        if self.config.verifies_with_kernel(self.on_gpu, deterministic):
-            own = create_row_attention(
-                self.config, main, self.req_to_token_pool, self.pool.storage.layers, query_heads
-            )
+        measured = is_measured(torch.device(self.pool.device))
+        if self.config.verifies_with_kernel(measured, deterministic):
+            model, pools = self.model_runner.model, (main, self.req_to_token_pool)
+            own = create_row_attention(self.config, model, *pools, layers, query_heads)
         self.verifier = Verifier(self.model_runner, self.drafts, picker, max_position, own)
         self.planner = StepPlanner(self.config, max_position, self.ahead)
         backend = self.model_runner.attn_backend
         self.capture = QueryCapture(backend, self.scorer.watch, self.rotary)
-        layers = range(self.pool.storage.layers)
         attention = next(
             m for m in self.model_runner.model.modules() if type(m).__name__ == "RadixAttention"
         )

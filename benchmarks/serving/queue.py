@@ -11,6 +11,7 @@ from benchmarks.registry import Case
 from benchmarks.serving.client import Answer, StreamingClient
 from benchmarks.serving.figures import Divergence, Stream, whole_rate
 from benchmarks.serving.measure import latencies, tokens_per_round
+from benchmarks.serving.pools import main_tokens
 from benchmarks.serving.prompts import repetition
 from benchmarks.serving.server import ServingServer
 
@@ -57,9 +58,9 @@ def concurrencies(case: Case) -> list[int]:
     fits the pool. SGLang admits by estimates and takes running requests back when it errs."""
     levels = [case.requests]
     if case.pool_tokens:
-        own = case.context - case.shared_tokens + case.tokens
-        room = case.pool_tokens - case.prefixes * case.shared_tokens
-        levels.append(max(min(room // own, case.requests), 1))
+        counts = range(1, case.requests + 1)
+        fitting = sum(main_tokens(case, count) <= case.pool_tokens for count in counts)
+        levels.append(max(fitting, 1))
     return list(dict.fromkeys(levels))
 
 

@@ -19,8 +19,8 @@ from sglang_vericache.rounds.linear_cost import LOW, LinearCost, Work, non_negat
 # Where steps of several plain tokens are looked up for what one of these adds.
 SOME_PLAIN_TOKENS = 4
 # Whole rounds after which one counts half for the rest, and what pulls its coefficients to zero, in
-# rounds.
-REST_HALF_LIFE, REST_RIDGE = 32, 0.1
+# rounds; the constant one less, as in `linear_cost`.
+REST_HALF_LIFE, REST_RIDGE, REST_RIDGE_CONSTANT = 32, 0.1, 1e-3
 # Of what hardly changes from round to round, draft steps and the rest, every round is learnt of at
 # first and then one in so many: each takes the host some 0.1 ms.
 FIRST_ROUNDS, THINNED = 64, 4
@@ -77,6 +77,7 @@ class Rest:
         scale[scale == 0] = 1
         gram = self._gram / np.outer(scale, scale)
         gram[np.diag_indices_from(gram)] += REST_RIDGE / REST_HALF_LIFE
+        gram[0, 0] -= (REST_RIDGE - REST_RIDGE_CONSTANT) / REST_HALF_LIFE
         self.coefficients = tuple((non_negative(gram, self._target / scale) / scale).tolist())
 
     def seconds(self, work: Work) -> float:

@@ -38,7 +38,7 @@ SURPRISE = 1.2
 FEW = 24
 # Pull of every coefficient to zero, of the constant one less: where the data leave it open how
 # seconds split, work not seen yet is expected to be cheap, so that it is tried and then known.
-RIDGE, RIDGE_CONSTANT = 1e-3, 1e-4
+RIDGE, RIDGE_CONSTANT = 1e-3, 1e-5
 
 
 @dataclass(frozen=True, slots=True)

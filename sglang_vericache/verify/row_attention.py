@@ -21,6 +21,8 @@ from sglang_vericache.row_table_attention import RowTableAttention
 
 logger = logging.getLogger(__name__)
 
+HOPPER = 9  # compute capability
+
 
 @dataclass(frozen=True)
 class VerifyRows:
@@ -43,10 +45,10 @@ class RowAttention(RowTableAttention):
 
     def forward_extend(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
         asked = [name for name, value in kwargs.items() if value is not None]
-        if asked or getattr(layer, "xai_temperature_len", 0) > 0:
+        if asked:
             raise ValueError(
                 "the kernel of --vericache-verify-attention does not fit this model, whose "
-                f"attention has {', '.join(asked) or 'a temperature'}: that flag accepts backend."
+                f"attention has {', '.join(asked)}: that flag accepts backend."
             )
         rows: VerifyRows = self.forward_metadata
         return self.attend((q, k, v), layer, forward_batch, rows.lengths, rows.width, save_kv_cache)
@@ -55,26 +57,55 @@ class RowAttention(RowTableAttention):
         raise AssertionError("verify passes only")
 
 
+def is_measured(device: torch.device) -> bool:
+    """Whether the kernel was seen to be faster than a backend on such a device: its launch
+    constants are those of an H200, and may not even fit where shared memory is smaller."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == HOPPER
+
+
 def create_row_attention(
-    config: VeriCacheConfig, pool: Any, req_to_token_pool: Any, layers: int, query_heads: int
+    config: VeriCacheConfig,
+    model: torch.nn.Module,
+    pool: Any,
+    req_to_token_pool: Any,
+    layers: Sequence[int],
+    query_heads: int,
 ) -> RowAttention | None:
-    """None where the widest pass has more rows of queries than the kernel holds.
+    """None where the kernel does not serve the model, or the widest pass.
 
     Raises:
         VeriCacheConfigError: the same, and nothing but the kernel will do.
     """
     most, widest = req_to_token_pool.size, config.verify_width
     storage = PoolStorage.over(
-        [pool.get_key_buffer(layer) for layer in range(layers)],
-        [pool.get_value_buffer(layer) for layer in range(layers)],
+        [pool.get_key_buffer(layer) for layer in layers],
+        [pool.get_value_buffer(layer) for layer in layers],
     )
-    problem = too_wide(config, most_query_rows(storage), query_heads // storage.heads)
+    group = query_heads // storage.heads
+    problem = unserved_layer(model) or too_wide(config, most_query_rows(storage), group)
     if problem is not None and config.verify_attention == TRITON:
         raise VeriCacheConfigError(problem)
     if problem is not None:
         logger.info("Verify passes go through the server's attention backend: %s", problem)
         return None
     return RowAttention(pool, req_to_token_pool, storage, query_heads, most, widest)
+
+
+def unserved_layer(model: torch.nn.Module) -> str | None:
+    """What the attention of some layer has that the kernel does not compute."""
+    for name, module in model.named_modules():
+        radix = type(module).__name__ == "RadixAttention"
+        if radix and getattr(module, "xai_temperature_len", 0) > 0:
+            what = "a temperature"
+        elif getattr(module, "sinks", None) is not None:
+            what = "sinks"
+        else:
+            continue
+        return (
+            "the kernel of --vericache-verify-attention does not fit this model: attention of "
+            f"{name} has {what}. --vericache-verify-attention backend serves it."
+        )
+    return None
 
 
 def too_wide(config: VeriCacheConfig, most_rows: int | None, group: int) -> str | None:

@@ -24,7 +24,9 @@ from sglang_vericache.verify import row_attention  # noqa: E402
 from sglang_vericache.verify.row_attention import (  # noqa: E402
     RowPlan,
     create_row_attention,
+    is_measured,
     too_wide,
+    unserved_layer,
 )
 
 
@@ -53,7 +55,7 @@ def test_it_is_made_where_the_widest_pass_fits(monkeypatch, choice):
     batch = Batch([9], 4, heads=2, group=2)
     table = SimpleNamespace(req_to_token=batch.table, size=1)
     config = VeriCacheConfig(verify_attention=choice)
-    given = config, batch.pool, table, LAYERS, 4
+    given = config, torch.nn.Module(), batch.pool, table, range(LAYERS), 4
     assert create_row_attention(*given) is not None
     monkeypatch.setattr(row_attention, "most_query_rows", lambda storage: 16)
     if choice == AUTO:
@@ -61,6 +63,33 @@ def test_it_is_made_where_the_widest_pass_fits(monkeypatch, choice):
         return
     with pytest.raises(VeriCacheConfigError, match="backend serves any"):
         create_row_attention(*given)
+
+
+class RadixAttention(torch.nn.Module):
+    def __init__(self, temperature=0):
+        super().__init__()
+        self.xai_temperature_len = temperature
+
+
+def test_layers_that_the_kernel_does_not_compute():
+    """Catches tokens of another formula than the model's, by default."""
+    layers = torch.nn.ModuleList([RadixAttention(), RadixAttention()])
+    assert unserved_layer(layers) is None
+    layers[1].xai_temperature_len = 1024
+    assert "attention of 1 has a temperature" in unserved_layer(layers)
+    layers[1] = torch.nn.Module()
+    layers[1].sinks = torch.nn.Parameter(torch.zeros(2))
+    problem = unserved_layer(layers)
+    assert problem is not None and "1 has sinks" in problem
+    assert "--vericache-verify-attention backend" in problem
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((8, 9), False), ((9, 0), True)])
+def test_where_auto_takes_the_kernel(monkeypatch, capability, expected):
+    """Catches launch constants of an H200 where shared memory is half as large."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert is_measured(torch.device("cuda:0")) is expected
+    assert not is_measured(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

@@ -274,3 +274,23 @@ def test_no_plain_decoding_while_the_full_kv_is_elsewhere():
 def test_one_horizon_needs_no_trial():
     controller = HorizonController((16,))
     assert set(drive(controller, {16: 1000}, 100)) == {16}
+
+
+def test_one_request_says_little_of_many():
+    """Catches what did happen on a GPU: trials were of the request that came first, alone, and 28
+    were expected to take as much longer as a line through one request may rise. They were decoded
+    plainly ever after, at half the rate."""
+    controller = HorizonController(HORIZONS)
+    costs = controller.costs
+    for horizon in (4, 8, 16):
+        for _ in range(3):
+            costs.rounds.drafts.observe(Work(1, 1, 7700), 0.94e-3)
+            costs.rounds.verifies.observe(Work(horizon, 1, 7700), 1.3e-3)
+            work = Work(horizon, 1, 7700)
+            controller.observe_round(work, 0.94e-3 * horizon + 1.3e-3 + 0.7e-3)
+    many = Batch([7700] * 28, [256] * 28, range(28), np.array([]), np.array([0.74]), 28)
+    for count in (1, 28):
+        for _ in range(8):
+            controller.observe_plain(Work(8, count, 7700 * count), 8 * (1.7e-3 + 0.05e-3 * count))
+    chosen = [controller.choose(many) for _ in range(30)]
+    assert any(horizon != PLAIN for horizon in chosen)

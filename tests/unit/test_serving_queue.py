@@ -60,6 +60,7 @@ def test_fairness():
         ({"pool_tokens": 10_000}, [8]),
         ({"pool_tokens": 50}, [8, 1]),
         ({"prefixes": 2, "shared_tokens": 90}, [8, 7]),
+        ({"prefixes": 4, "shared_tokens": 90}, [8, 4]),  # not all prefixes fit
     ],
 )
 def test_concurrencies(values, levels):
