@@ -7,8 +7,9 @@ one prefill and says how far each token lies below its own best one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -95,3 +96,28 @@ def distances(meta: dict[str, Any], output: Sequence[int]) -> list[float]:
     if [entry[1] for entry in chosen] != list(output):
         raise ValueError("the server's log-probabilities belong to other tokens")
     return [max(0.0, top[0][0] - entry[0]) for entry, top in zip(chosen, best, strict=True)]
+
+
+def unscored(records: Mapping[Path, Mapping[str, Any]], case: str) -> dict[str, list[list[int]]]:
+    """Outputs of ours that no earlier plain server has scored, by the name of their file."""
+    found = {path.name: record["cases"].get(case) for path, record in records.items()}
+    known = {name for figures in found.values() if figures for name in figures.get("rescored", ())}
+    return {
+        path.name: figures["outputs"]
+        for path, record in records.items()
+        if is_ours(record) and (figures := found[path.name]) and path.name not in known
+    }
+
+
+def earlier_own(records: Mapping[Path, Mapping[str, Any]], case: str) -> list[list[int]] | None:
+    """Outputs of another start of the unmodified server, to be held against ours: what scores them
+    has computed their prompts anew, as it has for ours. A server's own come from the very keys and
+    values that it scores them by, and lie nearer to its best tokens than any other's."""
+    for record in records.values():
+        if not is_ours(record) and case in record["cases"]:
+            return record["cases"][case]["outputs"]
+    return None
+
+
+def is_ours(record: Mapping[str, Any]) -> bool:
+    return record["side"]["name"].startswith("ours")

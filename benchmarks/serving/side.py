@@ -31,7 +31,7 @@ from benchmarks.serving.case_prompts import (
 from benchmarks.serving.measure import measure
 from benchmarks.serving.progress import SERVER, Progress
 from benchmarks.serving.queue import measure_queue
-from benchmarks.serving.rescore import rescore
+from benchmarks.serving.rescore import earlier_own, rescore, unscored
 from benchmarks.serving.selection import read_selections
 from benchmarks.serving.server import ServingServer, on_cpu
 from benchmarks.serving.traffic import CAPACITY_REQUESTS, Traffic
@@ -251,33 +251,19 @@ class SideRun:
         else:
             figures = measure(server, case, prompts, repeats, seconds, rescores, tick)
         if rescores:
-            figures["rescored"] = self._rescore(server, case, prompts, tick)
+            records, figures["rescored"] = dict(read_runs(self.folder)), {}
+            for name, outputs in unscored(records, case.name).items():
+                tick("rescoring")
+                found = rescore(server.url, prompts, outputs)
+                figures["rescored"][name] = found.describe(len(outputs))
             if figures["rescored"]:
                 tick("rescoring its own")
-                own = rescore(server.url, prompts, figures["outputs"])
-                figures["own_rescored"] = own.describe(len(figures["outputs"]))
+                outputs = earlier_own(records, case.name) or figures["outputs"]
+                found = rescore(server.url, prompts, outputs)
+                figures["own_rescored"] = found.describe(len(outputs))
         tick("flush")
         server.flush()
         return figures | {"chosen": chosen}
-
-    def _rescore(self, server: ServingServer, case: Case, prompts, tick) -> dict[str, Any]:
-        """Outputs of ours that no earlier plain server has scored, by the name of their file."""
-        earlier = list(read_runs(self.folder))
-        known = {
-            name
-            for _, record in earlier
-            for name in record["cases"].get(case.name, {}).get("rescored", ())
-        }
-        found = {}
-        for path, record in earlier:
-            figures = record["cases"].get(case.name)
-            ours = record["side"]["name"].startswith("ours")
-            if not ours or figures is None or path.name in known:
-                continue
-            tick("rescoring")
-            outputs = figures["outputs"]
-            found[path.name] = rescore(server.url, prompts, outputs).describe(len(outputs))
-        return found
 
     def _traffic(self, traffic: Traffic, case: Case, tick) -> dict[str, Any]:
         place = self.folder / RATES

@@ -44,6 +44,9 @@ WORTH_TRYING = 64
 # The other kind is not checked where it seems slower by more than this: when its costs were
 # observed nearby, and when they were not.
 HOPELESS, HOPELESS_UNKNOWN = 1.5, 3.0
+# Plain decoding is checked so many times sooner where it is thought to be slower by more than this
+# than verifying says it can be: what was observed may have been of a device that compiled.
+DOUBTFUL, DOUBTED_SOONER = 1.5, 32
 # Requests of which nothing is known may agree so well: nothing would be learnt of new texts if
 # drafting stayed closed because of earlier ones.
 HOPED_AGREEMENT = 0.95
@@ -126,6 +129,9 @@ class HorizonController:
         token = self.costs.token_seconds(batch.requests, batch.context)
         if not token or batch.token_by_token:
             return 1
+        return self._fitting(token)
+
+    def _fitting(self, token: float) -> int:
         return int(min(max(self.longest_step / 2 / token, 1), MOST_PLAIN_STEPS))
 
     def cut(self, horizon: int, batch: Batch) -> Cut:
@@ -256,14 +262,18 @@ class HorizonController:
     def _to_check(self, rates: dict[int, float], batch: Batch) -> int | None:
         """A horizon of the kind that is not the choice, if it may win and is not well known."""
         plain = self.current != PLAIN  # whether that is to be checked
-        old = self._round - self._observed[plain] > self._wait[plain]
+        waited, wait = self._round - self._observed[plain], self._wait[plain]
+        old = waited > wait
         if plain:
             work = Work(1, batch.requests, batch.context)
             near = self.costs.plain.knows(work, NEAR)
             hopeless = HOPELESS if near else HOPELESS_UNKNOWN
             # One never observed may win.
-            possible = hopeless * rates.get(PLAIN, float("inf")) > rates.get(self.current, 0.0)
-            return PLAIN if (old or not near) and possible else None
+            predicted = rates.get(PLAIN, float("inf"))
+            credible = self._credible_plain_rate(batch)
+            doubtful = credible > DOUBTFUL * predicted and waited > wait / DOUBTED_SOONER
+            possible = hopeless * max(predicted, credible) > rates.get(self.current, 0.0)
+            return PLAIN if (old or not near or doubtful) and possible else None
         # Views would be opened for it: of fewer requests the others tell enough.
         drafting_work = Work(1, len(batch.drafters), batch.drafting_context)
         near = self.costs.rounds.knows(drafting_work, NEAR, or_larger=batch.without_view > 0)
@@ -276,6 +286,16 @@ class HorizonController:
             return None
         factor = 1.0 if batch.without_view else HOPELESS
         return best if factor * drafting[best] > rates.get(PLAIN, 0.0) else None
+
+    def _credible_plain_rate(self, batch: Batch) -> float:
+        """Tokens a second of plain decoding if one token took what verifying two is known to take,
+        which reads the same; 0.0 where that is not known."""
+        rounds, work = self.costs.rounds, Work(1, batch.requests, batch.context)
+        token = rounds.verifies.seconds(work)
+        if not token:
+            return 0.0
+        steps = 1 if batch.token_by_token else self._fitting(token)
+        return batch.requests * steps / (steps * token + rounds.rest.seconds(work))
 
     def _saw(self, plain: bool, length: int) -> None:
         self._observed[plain] = self._round

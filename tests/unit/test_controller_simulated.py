@@ -107,6 +107,22 @@ def test_what_a_first_set_was_like_does_not_hold_the_next(count):
         assert n == 0 or rate >= 0.93 * max(by)
 
 
+@pytest.mark.parametrize("slowdown", [1, 4])
+def test_a_slow_start_is_not_believed(slowdown):
+    """Catches what did happen on a GPU: plain steps were seen only while another server started,
+    and were then thought to be too slow to be tried, at the end of every set too."""
+    shared = SharedAgreement()
+    world = adaptive(AHEAD, requests_of(1, 7700, 0, shared, 64, 0.3, 0.99), shared=shared)
+    world.slowdown = lambda now: slowdown
+    world.run()
+    for n in (1, 2):
+        requests = requests_of(28, 7700, n, shared, 480, 0.3, 0.99)
+        world = adaptive(AHEAD, requests, world.pace, shared=shared)
+        rate = world.run()
+    again = requests_of(28, 7700, 2, SharedAgreement(), 480, 0.3, 0.99)
+    assert rate >= 0.95 * World(AHEAD, again, None, known=lambda _: PLAIN).run()
+
+
 def test_a_neighbour_is_followed():
     """Everything takes twice as long, for a while: the choice is what it would be without."""
     shared = SharedAgreement()

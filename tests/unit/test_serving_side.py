@@ -131,8 +131,8 @@ def test_only_rescoring_asks_for_half_as_many(tmp_path, monkeypatch):
         return {"outputs": []}
 
     monkeypatch.setattr(side, "measure", measure)
+    monkeypatch.setattr(side, "rescore", lambda *_: Rescored())
     for one, rescores in ((PLAIN, False), (OURS, True), (PLAIN, True)):
-        monkeypatch.setattr(SideRun, "_rescore", lambda *_: {})
         SideRun(one, options(tmp_path, rescores=rescores)).measure([CASE])
     assert asked == [False, False, True]
 
@@ -186,17 +186,18 @@ def test_numbers_of_runs(tmp_path):
 
 
 def test_only_new_outputs_are_rescored(tmp_path, monkeypatch):
-    """Catches device time for outputs that an earlier server has scored."""
-    asked = []
-    monkeypatch.setattr(side, "measure", lambda *_: {"outputs": [[1]]})
-    monkeypatch.setattr(side, "rescore", lambda *_: asked.append(1) or Rescored())
+    """Catches device time for outputs that an earlier server has scored, and a control that has an
+    advantage: outputs of the very keys and values that they are scored by."""
+    asked, starts = [], iter(range(5))
+    monkeypatch.setattr(side, "measure", lambda *_: {"outputs": [[next(starts)]]})
+    monkeypatch.setattr(side, "rescore", lambda *given: asked.append(given[-1]) or Rescored())
     for one in (OURS, PLAIN, PLAIN, OURS, PLAIN):
         SideRun(one, options(tmp_path, rescores=True)).measure([CASE])
     found = [r["cases"]["one"].get("rescored") for _, r in side.read_runs(tmp_path)]
     assert [f and list(f) for f in found] == [
         *(None, ["run-00-ours.json"], {}, None, ["run-03-ours.json"])
     ]
-    assert len(asked) == 4, "and each time the plain server's own"
+    assert asked == [[[0]], [[1]], [[3]], [[1]]], "and each time a plain server's, once its own"
     own = ["own_rescored" in r["cases"]["one"] for _, r in side.read_runs(tmp_path)]
     assert own == [False, True, False, False, True]
 
