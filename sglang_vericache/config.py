@@ -97,9 +97,9 @@ class VeriCacheConfig:
         draft_ahead: the next round is drafted in the step that verifies this one, so that the
             device drafts while the host prepares the next verification; "auto" where that pays.
         verify_attention: "backend" verifies with the server's attention backend, "triton" with the
-            kernel that draft steps use, "auto" with that kernel where it was measured (compute
-            capability 9), holds a pass and the server is not to be deterministic, and with the
-            backend elsewhere.
+            kernel that draft steps use, "auto" with that kernel on Hopper GPUs in place of a dense
+            backend, where it serves the model and the server is not to be deterministic, and with
+            the backend elsewhere.
         cascade: "auto" reads a prefix that running requests share once a verification, where that
             saves much.
         fold_tail_tokens: a tail longer than this is folded into a span.
@@ -200,15 +200,15 @@ class VeriCacheConfig:
             return host_runs_ahead and self.stagger_groups == 1
         return self.draft_ahead == "on"
 
-    def verifies_with_kernel(self, measured: bool, deterministic: bool) -> bool:
+    def verifies_with_kernel(self, preferred: bool, deterministic: bool) -> bool:
         """Whether verify passes leave the server's attention backend, where the kernel holds them.
 
         Args:
-            measured: on such a device the kernel is known to be faster.
+            preferred: on such a device, to that backend.
             deterministic: SGLang's mode, in which a token is what that backend's kernels give.
         """
         if self.verify_attention == AUTO:
-            return measured and not deterministic
+            return preferred and not deterministic
         return self.verify_attention == TRITON
 
     @property

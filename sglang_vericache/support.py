@@ -117,8 +117,17 @@ def validate_model(model_config: Any) -> str | None:
     return None
 
 
-def validate_layers(model: torch.nn.Module) -> str | None:
-    """The same question asked of the loaded layers, for what a config does not tell."""
+def validate_layers(model: torch.nn.Module, kv_dtype: torch.dtype) -> str | None:
+    """The same question asked of the loaded layers, for what a config does not tell.
+
+    Args:
+        kv_dtype: of the main pool: with `--kv-cache-dtype auto` a checkpoint decides.
+    """
+    if kv_dtype.itemsize < 2:
+        return (
+            f"--enable-vericache does not support keys and values in {kv_dtype}, which this "
+            "checkpoint asks for: --kv-cache-dtype accepts bfloat16."
+        )
     for module in model.modules():
         window = getattr(module, "sliding_window_size", None)
         if type(module).__name__ == "RadixAttention" and window not in (None, -1):

@@ -58,7 +58,7 @@ from sglang_vericache.upload import to_device
 from sglang_vericache.verify.cascade import Cascade
 from sglang_vericache.verify.logits_consumer import create_picker
 from sglang_vericache.verify.plan_fence import fence_plans
-from sglang_vericache.verify.row_attention import create_row_attention, is_measured
+from sglang_vericache.verify.row_attention import create_row_attention, is_preferred
 from sglang_vericache.verify.verifier import PreparedVerify, Verified, Verifier
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class VeriCacheWorker(BaseSpecWorker):
         self.config: VeriCacheConfig = config_of(server_args)
         self._target_worker = target_worker
         self.model_runner = target_worker.model_runner
-        problem = validate_layers(self.model_runner.model)
+        problem = validate_layers(self.model_runner.model, self.model_runner.kv_cache_dtype)
         if problem is not None:
             raise ValueError(problem)
         logger.info("vericache settings: %s", self.config)
@@ -132,13 +132,13 @@ class VeriCacheWorker(BaseSpecWorker):
         main = self.token_to_kv_pool_allocator.get_kvcache()
         layers = range(self.pool.storage.layers)
         own, deterministic = None, get_exec().deterministic.enable_deterministic_inference
-        measured = is_measured(torch.device(self.pool.device))
-        if self.config.verifies_with_kernel(measured, deterministic):
+        backend = self.model_runner.attn_backend
+        preferred = is_preferred(torch.device(self.pool.device), backend)
+        if self.config.verifies_with_kernel(preferred, deterministic):
             model, pools = self.model_runner.model, (main, self.req_to_token_pool)
             own = create_row_attention(self.config, model, *pools, layers, query_heads)
         self.verifier = Verifier(self.model_runner, self.drafts, picker, max_position, own)
         self.planner = StepPlanner(self.config, max_position, self.ahead)
-        backend = self.model_runner.attn_backend
         self.capture = QueryCapture(backend, self.scorer.watch, self.rotary)
         attention = next(
             m for m in self.model_runner.model.modules() if type(m).__name__ == "RadixAttention"

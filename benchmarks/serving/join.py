@@ -15,6 +15,7 @@ from benchmarks.serving.figures import Divergence
 from benchmarks.serving.pools import pool_note
 from benchmarks.serving.queue_notes import median_queue_run, queue_notes, queue_rates
 from benchmarks.serving.rates import ALL_RUN, CLOSED, WHOLE, Basis, Record, basis_of
+from benchmarks.serving.rescore import SAME_START
 from benchmarks.serving.side import read_runs
 from benchmarks.serving.wording import servers, spread
 
@@ -269,10 +270,10 @@ class Comparison:
         controls = [f["own_rescored"] for f in theirs if "own_rescored" in f]
         note = (
             f"in 1000 tokens; {parted.parted} of {parted.outputs} outputs part from the "
-            f"unmodified server's, of whose own {own.parted} of {own.outputs} do at half the "
-            f"concurrency; {last['tokens']} tokens of {last['outputs']} outputs rescored: near "
-            f"ties are at most {last['margin']} below the best (worst {last['worst']:.3f})"
-            + "".join(_control(one) for one in controls[-1:])
+            f"unmodified server's, of whose own {own.parted} of {own.outputs} do "
+            f"{_otherwise(theirs[0])}; {last['tokens']} tokens of {last['outputs']} outputs "
+            f"rescored: near ties are at most {last['margin']} below the best "
+            f"(worst {last['worst']:.3f})" + "".join(_control(one) for one in controls[-1:])
         )
         row = self._row(
             case,
@@ -301,11 +302,18 @@ class Comparison:
         )
 
 
+def _otherwise(figures: Record) -> str:
+    """How a plain server decoded once more, to be compared with itself."""
+    levels = list(figures.get("levels", ()))
+    return f"sent {levels[-1]} at a time" if levels else "at half the concurrency"
+
+
 def _control(own: Record) -> str:
     """What rescoring finds where nothing was drafted."""
+    whose = own.get("of", SAME_START)
     return (
-        f"; of the unmodified server's own {own['tokens']} tokens {own['near_ties']} are near ties "
-        f"and {len(own['mismatches'])} further below (furthest {own['furthest']:.3f})"
+        f"; of the unmodified server's own {own['tokens']} tokens ({whose}) {own['near_ties']} are "
+        f"near ties and {len(own['mismatches'])} further below (furthest {own['furthest']:.3f})"
     )
 
 

@@ -19,6 +19,9 @@ MARGIN = 0.25
 # Log-probabilities are float32: a difference of two steps comes out a little above or below them.
 ROUNDING = 1e-5
 BATCH = 8
+Records = Mapping[Path, Mapping[str, Any]]
+# Whose outputs the control is of.
+SAME_START, ANOTHER = "the same start", "another start"
 TIMEOUT_S = 600
 
 
@@ -98,25 +101,47 @@ def distances(meta: dict[str, Any], output: Sequence[int]) -> list[float]:
     return [max(0.0, top[0][0] - entry[0]) for entry, top in zip(chosen, best, strict=True)]
 
 
-def unscored(records: Mapping[Path, Mapping[str, Any]], case: str) -> dict[str, list[list[int]]]:
-    """Outputs of ours that no earlier plain server has scored, by the name of their file."""
+def unscored(records: Records, case: str, like: Mapping[str, Any]) -> dict[str, list[list[int]]]:
+    """Outputs of ours that no earlier plain server has scored, by the name of their file.
+
+    Args:
+        like: figures of the server that is to score them.
+    """
     found = {path.name: record["cases"].get(case) for path, record in records.items()}
     known = {name for figures in found.values() if figures for name in figures.get("rescored", ())}
     return {
         path.name: figures["outputs"]
         for path, record in records.items()
         if is_ours(record) and (figures := found[path.name]) and path.name not in known
+        if _share_prompts(figures, like)
     }
 
 
-def earlier_own(records: Mapping[Path, Mapping[str, Any]], case: str) -> list[list[int]] | None:
+def earlier_own(
+    records: Records, case: str, flags: str, like: Mapping[str, Any]
+) -> list[list[int]] | None:
     """Outputs of another start of the unmodified server, to be held against ours: what scores them
     has computed their prompts anew, as it has for ours. A server's own come from the very keys and
-    values that it scores them by, and lie nearer to its best tokens than any other's."""
+    values that it scores them by, and lie nearer to its best tokens than any other's.
+
+    Args:
+        flags: of the plain side.
+        like: figures of the server that is to score them.
+    """
     for record in records.values():
-        if not is_ours(record) and case in record["cases"]:
-            return record["cases"][case]["outputs"]
+        figures = record["cases"].get(case)
+        if is_ours(record) or record["side"]["flags"] != flags or not figures:
+            continue
+        if _share_prompts(figures, like):
+            return figures["outputs"]
     return None
+
+
+def _share_prompts(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether figures of one case are of the same prompts, and of outputs as long."""
+    digests = [(figures.get("chosen") or {}).get("digest") for figures in (one, other)]
+    same_size = all(one.get(key) == other.get(key) for key in ("requests", "tokens"))
+    return same_size and digests[0] == digests[1]
 
 
 def is_ours(record: Mapping[str, Any]) -> bool:

@@ -31,7 +31,7 @@ from benchmarks.serving.case_prompts import (
 from benchmarks.serving.measure import measure
 from benchmarks.serving.progress import SERVER, Progress
 from benchmarks.serving.queue import measure_queue
-from benchmarks.serving.rescore import earlier_own, rescore, unscored
+from benchmarks.serving.rescore import ANOTHER, SAME_START, earlier_own, rescore, unscored
 from benchmarks.serving.selection import read_selections
 from benchmarks.serving.server import ServingServer, on_cpu
 from benchmarks.serving.traffic import CAPACITY_REQUESTS, Traffic
@@ -252,15 +252,17 @@ class SideRun:
             figures = measure(server, case, prompts, repeats, seconds, rescores, tick)
         if rescores:
             records, figures["rescored"] = dict(read_runs(self.folder)), {}
-            for name, outputs in unscored(records, case.name).items():
+            like = figures | {"chosen": chosen}
+            for name, outputs in unscored(records, case.name, like).items():
                 tick("rescoring")
                 found = rescore(server.url, prompts, outputs)
                 figures["rescored"][name] = found.describe(len(outputs))
             if figures["rescored"]:
                 tick("rescoring its own")
-                outputs = earlier_own(records, case.name) or figures["outputs"]
-                found = rescore(server.url, prompts, outputs)
-                figures["own_rescored"] = found.describe(len(outputs))
+                other = earlier_own(records, case.name, self.side.flags, like)
+                outputs = other or figures["outputs"]
+                found = rescore(server.url, prompts, outputs).describe(len(outputs))
+                figures["own_rescored"] = found | {"of": SAME_START if other is None else ANOTHER}
         tick("flush")
         server.flush()
         return figures | {"chosen": chosen}

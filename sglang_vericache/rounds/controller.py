@@ -44,9 +44,10 @@ WORTH_TRYING = 64
 # The other kind is not checked where it seems slower by more than this: when its costs were
 # observed nearby, and when they were not.
 HOPELESS, HOPELESS_UNKNOWN = 1.5, 3.0
-# Plain decoding is checked so many times sooner where it is thought to be slower by more than this
-# than verifying says it can be: what was observed may have been of a device that compiled.
-DOUBTFUL, DOUBTED_SOONER = 1.5, 32
+# Rounds without a plain step until plain decoding is checked if it is thought to be slower by more
+# than this factor than verifying says it can be: what was observed may have been of a device that
+# compiled. Each check that does not turn the choice doubles them.
+DOUBTFUL, FIRST_DOUBT = 1.5, 64
 # Requests of which nothing is known may agree so well: nothing would be learnt of new texts if
 # drafting stayed closed because of earlier ones.
 HOPED_AGREEMENT = 0.95
@@ -86,6 +87,7 @@ class HorizonController:
         self._round = 0
         self._observed = {True: 0, False: 0}  # by whether plain: the round of the last
         self._wait = {True: FIRST_CHECK, False: FIRST_CHECK}
+        self._doubt, self._doubts = FIRST_DOUBT, False  # whether the check under way is out of it
         self._next_check = 0
         self._drafted: dict[int, int] = {}  # by horizon: the round of the last
         self._retry: dict[int, int] = {}
@@ -210,6 +212,7 @@ class HorizonController:
             if (best == PLAIN) != (before == PLAIN):
                 self._closing = 0
                 self._wait = {True: FIRST_CHECK, False: FIRST_CHECK}
+                self._doubt = FIRST_DOUBT
             self.on_switch(before, best, batch)
         if self.current == PLAIN:
             drafting = max((rates[h] for h in rates if h != PLAIN), default=None)
@@ -262,18 +265,22 @@ class HorizonController:
     def _to_check(self, rates: dict[int, float], batch: Batch) -> int | None:
         """A horizon of the kind that is not the choice, if it may win and is not well known."""
         plain = self.current != PLAIN  # whether that is to be checked
-        waited, wait = self._round - self._observed[plain], self._wait[plain]
-        old = waited > wait
+        waited = self._round - self._observed[plain]
+        old = waited > self._wait[plain]
         if plain:
             work = Work(1, batch.requests, batch.context)
             near = self.costs.plain.knows(work, NEAR)
             hopeless = HOPELESS if near else HOPELESS_UNKNOWN
             # One never observed may win.
             predicted = rates.get(PLAIN, float("inf"))
+            ordinary = old or not near
+            if not ordinary and waited <= self._doubt:
+                return None
             credible = self._credible_plain_rate(batch)
-            doubtful = credible > DOUBTFUL * predicted and waited > wait / DOUBTED_SOONER
-            possible = hopeless * max(predicted, credible) > rates.get(self.current, 0.0)
-            return PLAIN if (old or not near or doubtful) and possible else None
+            self._doubts = not ordinary
+            if hopeless * max(predicted, credible) <= rates.get(self.current, 0.0):
+                return None
+            return PLAIN if ordinary or credible > DOUBTFUL * predicted else None
         # Views would be opened for it: of fewer requests the others tell enough.
         drafting_work = Work(1, len(batch.drafters), batch.drafting_context)
         near = self.costs.rounds.knows(drafting_work, NEAR, or_larger=batch.without_view > 0)
@@ -288,8 +295,8 @@ class HorizonController:
         return best if factor * drafting[best] > rates.get(PLAIN, 0.0) else None
 
     def _credible_plain_rate(self, batch: Batch) -> float:
-        """Tokens a second of plain decoding if one token took what verifying two is known to take,
-        which reads the same; 0.0 where that is not known."""
+        """Tokens a second of plain decoding if one token took what verifying two is predicted to
+        take, which reads the same; 0.0 where nothing was heard of verifying."""
         rounds, work = self.costs.rounds, Work(1, batch.requests, batch.context)
         token = rounds.verifies.seconds(work)
         if not token:
@@ -314,6 +321,9 @@ class HorizonController:
         if self._checking:
             self._checking = False
             plain = trial.horizon == PLAIN
-            self._wait[plain] = min(2 * self._wait[plain], LONGEST_CHECK)
+            if plain and self._doubts:
+                self._doubt = min(2 * self._doubt, LONGEST_CHECK)
+            else:
+                self._wait[plain] = min(2 * self._wait[plain], LONGEST_CHECK)
             self._pause = BETWEEN_CHECKS if seen else min(2 * self._pause, LONGEST_CHECK)
             self._next_check = self._round + self._pause

@@ -16,6 +16,7 @@ import numpy as np
 
 from sglang_vericache.rounds.linear_cost import LOW, LinearCost, Work, non_negative
 
+TOKEN = 1  # place of a token in the features of a plain step
 # Where steps of several plain tokens are looked up for what one of these adds.
 SOME_PLAIN_TOKENS = 4
 # Whole rounds after which one counts half for the rest, and what pulls its coefficients to zero, in
@@ -141,7 +142,9 @@ class Costs:
     ENOUGH_BUILDS = 3
 
     def __init__(self) -> None:
-        self.plain, self.rounds = LinearCost(plain_features), RoundCosts()
+        # A first plain step says what a token takes: with all of it in the scheduler's work, as
+        # many tokens as may be would seem to fit into the next one.
+        self.plain, self.rounds = LinearCost(plain_features, main=TOKEN), RoundCosts()
         self._builds: deque[float] = deque(maxlen=15)
 
     def observe_build(self, seconds: float, tokens: int) -> None:

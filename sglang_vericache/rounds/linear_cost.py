@@ -36,9 +36,9 @@ REACH, LINE_WEIGHT, MOST_CORRECTION = 0.3, 0.05, 3.0
 REFIT_EVERY = 8
 SURPRISE = 1.2
 FEW = 24
-# Pull of every coefficient to zero, of the constant one less: where the data leave it open how
-# seconds split, work not seen yet is expected to be cheap, so that it is tried and then known.
-RIDGE, RIDGE_CONSTANT = 1e-3, 1e-5
+# Pull of every coefficient to zero, of the main one less: where the data leave it open how seconds
+# split, work not seen yet is expected to be cheap, so that it is tried and then known.
+RIDGE, RIDGE_MAIN = 1e-3, 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +70,11 @@ class LinearCost:
     Args:
         features: of a `Work`; the first is 1.
         quantile: of the latest durations of a kind, the one that counts.
+        main: place of the feature that accounts for most of what one kind of steps takes.
     """
 
-    def __init__(self, features: Any, quantile: float = MEDIAN) -> None:
-        self._features, self._quantile = features, quantile
+    def __init__(self, features: Any, quantile: float = MEDIAN, main: int = 0) -> None:
+        self._features, self._quantile, self._main = features, quantile, main
         count = len(features(Work(1, 1, 1)))
         self._slots: dict[tuple[int, ...], int] = {}
         self._latest: list[deque[tuple[float, tuple[float, ...]]]] = []
@@ -184,7 +185,7 @@ class LinearCost:
         weighted = scaled * weights[:, None]
         gram = scaled.T @ weighted
         gram[np.diag_indices_from(gram)] += RIDGE
-        gram[0, 0] += RIDGE_CONSTANT - RIDGE
+        gram[self._main, self._main] += RIDGE_MAIN - RIDGE
         self.coefficients = tuple((non_negative(gram, weighted.sum(0)) / scale).tolist())
         self._compare(slice(count))
 

@@ -22,6 +22,8 @@ from sglang_vericache.row_table_attention import RowTableAttention
 logger = logging.getLogger(__name__)
 
 HOPPER = 9  # compute capability
+# Whose place it takes unasked: attention of a decoder over all tokens, and nothing else.
+DENSE_BACKENDS = ("FlashInferAttnBackend", "FlashAttentionBackend", "TritonAttnBackend")
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,16 @@ class RowAttention(RowTableAttention):
         raise AssertionError("verify passes only")
 
 
-def is_measured(device: torch.device) -> bool:
-    """Whether the kernel was seen to be faster than a backend on such a device: its launch
-    constants are those of an H200, and may not even fit where shared memory is smaller."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == HOPPER
+def is_preferred(device: torch.device, backend: Any) -> bool:
+    """Whether the kernel verifies in place of the server's ``backend`` unless told otherwise.
+
+    On Hopper GPUs, where it was faster than FlashInfer: its launch constants are those of an H200,
+    and may not even fit where shared memory is smaller.
+    """
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    hopper = torch.cuda.get_device_capability(device)[0] == HOPPER
+    return hopper and type(backend).__name__ in DENSE_BACKENDS
 
 
 def create_row_attention(
@@ -77,15 +85,19 @@ def create_row_attention(
         VeriCacheConfigError: the same, and nothing but the kernel will do.
     """
     most, widest = req_to_token_pool.size, config.verify_width
-    storage = PoolStorage.over(
-        [pool.get_key_buffer(layer) for layer in layers],
-        [pool.get_value_buffer(layer) for layer in layers],
-    )
-    group = query_heads // storage.heads
-    problem = unserved_layer(model) or too_wide(config, most_query_rows(storage), group)
+    storage = None
+    try:
+        storage = PoolStorage.over(
+            [pool.get_key_buffer(layer) for layer in layers],
+            [pool.get_value_buffer(layer) for layer in layers],
+        )
+        group = query_heads // storage.heads
+        problem = unserved_layer(model) or too_wide(config, most_query_rows(storage), group)
+    except ValueError as error:
+        problem = f"the kernel of --vericache-verify-attention does not fit the KV pool: {error}."
     if problem is not None and config.verify_attention == TRITON:
         raise VeriCacheConfigError(problem)
-    if problem is not None:
+    if storage is None or problem is not None:
         logger.info("Verify passes go through the server's attention backend: %s", problem)
         return None
     return RowAttention(pool, req_to_token_pool, storage, query_heads, most, widest)
@@ -94,17 +106,32 @@ def create_row_attention(
 def unserved_layer(model: torch.nn.Module) -> str | None:
     """What the attention of some layer has that the kernel does not compute."""
     for name, module in model.named_modules():
-        radix = type(module).__name__ == "RadixAttention"
-        if radix and getattr(module, "xai_temperature_len", 0) > 0:
-            what = "a temperature"
-        elif getattr(module, "sinks", None) is not None:
-            what = "sinks"
-        else:
-            continue
-        return (
-            "the kernel of --vericache-verify-attention does not fit this model: attention of "
-            f"{name} has {what}. --vericache-verify-attention backend serves it."
-        )
+        what = "sinks" if getattr(module, "sinks", None) is not None else None
+        if type(module).__name__ == "RadixAttention":
+            what = what or _beyond_the_kernel(module)
+        if what is not None:
+            return (
+                "the kernel of --vericache-verify-attention does not fit this model: attention of "
+                f"{name} has {what}. --vericache-verify-attention backend serves it."
+            )
+    return None
+
+
+def _beyond_the_kernel(layer: Any) -> str | None:
+    """Of SGLang's RadixAttention, what is not a scaled and perhaps capped product of a decoder."""
+    kind = getattr(layer.attn_type, "value", layer.attn_type)
+    scales = {layer.k_scale_float, layer.v_scale_float}
+    for found, what in (
+        (layer.xai_temperature_len > 0, "a temperature"),
+        (layer.use_irope, "chunks that see only themselves"),
+        (layer.is_cross_attention, "keys of an encoder"),
+        (kind != "decoder", f"the mask of {kind} attention"),
+        (layer.v_head_dim != layer.qk_head_dim, "values of another size than its keys"),
+        (layer.logit_cap and layer.logit_capping_method != "tanh", "a cap other than tanh"),
+        (not scales <= {None, 1.0}, "scaled keys or values"),
+    ):
+        if found:
+            return what
     return None
 
 

@@ -12,6 +12,7 @@ import torch
 
 cpu_engine.required()
 
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention  # noqa: E402
 from verify_batch import LAYERS, TOLERANCE, Batch, row_attention_for  # noqa: E402
 
 from sglang_vericache.config import (  # noqa: E402
@@ -24,7 +25,7 @@ from sglang_vericache.verify import row_attention  # noqa: E402
 from sglang_vericache.verify.row_attention import (  # noqa: E402
     RowPlan,
     create_row_attention,
-    is_measured,
+    is_preferred,
     too_wide,
     unserved_layer,
 )
@@ -65,31 +66,74 @@ def test_it_is_made_where_the_widest_pass_fits(monkeypatch, choice):
         create_row_attention(*given)
 
 
-class RadixAttention(torch.nn.Module):
-    def __init__(self, temperature=0):
-        super().__init__()
-        self.xai_temperature_len = temperature
+def radix_attention() -> RadixAttention:
+    return RadixAttention(4, 16, 0.25, num_kv_heads=2, layer_id=0)
 
 
-def test_layers_that_the_kernel_does_not_compute():
+@pytest.mark.parametrize(
+    ("attribute", "value", "said"),
+    [
+        ("xai_temperature_len", 1024, "a temperature"),
+        ("use_irope", True, "chunks"),
+        ("is_cross_attention", True, "an encoder"),
+        ("attn_type", AttentionType.ENCODER_ONLY, "the mask of encoder_only attention"),
+        ("v_head_dim", 8, "another size"),
+        ("k_scale_float", 0.5, "scaled keys"),
+        ("sinks", torch.nn.Parameter(torch.zeros(2)), "sinks"),
+    ],
+)
+def test_layers_that_the_kernel_does_not_compute(attribute, value, said):
     """Catches tokens of another formula than the model's, by default."""
-    layers = torch.nn.ModuleList([RadixAttention(), RadixAttention()])
+    layers = torch.nn.ModuleList([radix_attention(), radix_attention()])
+    layers[0].k_scale_float = 1.0
     assert unserved_layer(layers) is None
-    layers[1].xai_temperature_len = 1024
-    assert "attention of 1 has a temperature" in unserved_layer(layers)
-    layers[1] = torch.nn.Module()
-    layers[1].sinks = torch.nn.Parameter(torch.zeros(2))
+    setattr(layers[1], attribute, value)
     problem = unserved_layer(layers)
-    assert problem is not None and "1 has sinks" in problem
+    assert problem is not None and f"attention of 1 has {said}" in problem.replace("keys of ", "")
     assert "--vericache-verify-attention backend" in problem
 
 
-@pytest.mark.parametrize(("capability", "expected"), [((8, 9), False), ((9, 0), True)])
-def test_where_auto_takes_the_kernel(monkeypatch, capability, expected):
-    """Catches launch constants of an H200 where shared memory is half as large."""
+def test_a_cap_of_another_kind():
+    layer = radix_attention()
+    layer.logit_cap, layer.logit_capping_method = 30.0, "tanh"
+    assert unserved_layer(torch.nn.ModuleList([layer])) is None
+    layer.logit_capping_method = "softplus"
+    assert "cap other than tanh" in unserved_layer(torch.nn.ModuleList([layer]))
+
+
+@pytest.mark.parametrize("choice", [AUTO, TRITON])
+def test_a_pool_that_it_does_not_read(choice):
+    """Catches a server that cannot start because of a kernel that nobody asked for."""
+    batch = Batch([9], 4, heads=2, group=2)
+    keys = torch.zeros((4, 2, 16), dtype=torch.float8_e4m3fn)
+    pool = SimpleNamespace(get_key_buffer=lambda _: keys, get_value_buffer=lambda _: keys)
+    table = SimpleNamespace(req_to_token=batch.table, size=1)
+    given = VeriCacheConfig(verify_attention=choice), torch.nn.Module(), pool, table, range(2), 4
+    if choice == AUTO:
+        assert create_row_attention(*given) is None
+        return
+    with pytest.raises(VeriCacheConfigError, match="does not fit the KV pool"):
+        create_row_attention(*given)
+
+
+class FlashInferAttnBackend:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("capability", "backend", "expected"),
+    [
+        ((8, 9), FlashInferAttnBackend(), False),
+        ((9, 0), FlashInferAttnBackend(), True),
+        ((9, 0), object(), False),
+    ],
+)
+def test_where_auto_takes_the_kernel(monkeypatch, capability, backend, expected):
+    """Catches launch constants of an H200 where shared memory is half as large, and a kernel in
+    place of a backend that computes something else."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert is_measured(torch.device("cuda:0")) is expected
-    assert not is_measured(torch.device("cpu"))
+    assert is_preferred(torch.device("cuda:0"), backend) is expected
+    assert not is_preferred(torch.device("cpu"), backend)
 
 
 @pytest.mark.parametrize(

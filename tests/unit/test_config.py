@@ -220,7 +220,7 @@ def test_drafting_ahead_of_some():
 
 
 @pytest.mark.parametrize(
-    ("choice", "measured", "deterministic", "expected"),
+    ("choice", "preferred", "deterministic", "expected"),
     [
         ("auto", True, False, True),
         ("auto", False, False, False),
@@ -229,7 +229,7 @@ def test_drafting_ahead_of_some():
         ("backend", True, False, False),
     ],
 )
-def test_what_verifies(choice, measured, deterministic, expected):
+def test_what_verifies(choice, preferred, deterministic, expected):
     """Catches another kernel than the server's where its tokens have to be that kernel's."""
     config = VeriCacheConfig(verify_attention=choice)
-    assert config.verifies_with_kernel(measured, deterministic) is expected
+    assert config.verifies_with_kernel(preferred, deterministic) is expected

@@ -294,3 +294,28 @@ def test_one_request_says_little_of_many():
             controller.observe_plain(Work(8, count, 7700 * count), 8 * (1.7e-3 + 0.05e-3 * count))
     chosen = [controller.choose(many) for _ in range(30)]
     assert any(horizon != PLAIN for horizon in chosen)
+
+
+def test_first_plain_steps_are_not_too_long():
+    """Catches all of a first step being taken for the scheduler's work: eight tokens of 256
+    requests in the next one, 140 ms."""
+    controller = HorizonController(HORIZONS, longest_step=0.03)
+    controller.observe_plain(Work(1, BATCH.requests, BATCH.context), 17e-3)
+    assert controller.plain_steps(BATCH) == 1
+    controller.observe_plain(Work(1, 1, 7700), 3e-3)
+    assert controller.plain_steps(batch_of(1)) > 1
+
+
+def test_doubt_does_not_end():
+    """Catches plain decoding that is tried again and again where it is slow, and only verifying
+    lets it seem fast."""
+    controller = HorizonController(HORIZONS)
+    rates = {PLAIN: 10_000, 4: 20_000, 8: 16_000, 16: 9_000}
+    for _ in range(50):
+        for horizon in HORIZONS[1:]:
+            controller.costs.rounds.verifies.observe(Work(horizon, COUNT, BATCH.context), 5e-3)
+    chosen = drive(controller, rates, 20_000)
+    checks = [i for i, h in enumerate(chosen) if h == PLAIN and i and chosen[i - 1] != PLAIN]
+    assert controller.current == 4 and len(checks) < 20
+    apart = np.diff(checks)[-3:]
+    assert (apart > 1000).all()

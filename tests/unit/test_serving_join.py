@@ -263,7 +263,8 @@ def test_exactness_row(tmp_path):
     besides["own_rescored"] = rescored | {"furthest": 0.5}
     write(tmp_path, 2, "plain", {"c": figures([100], PLAIN, besides=besides)})
     note = rows(tmp_path)["c", "first_differences"].note
-    assert "own 8 tokens 1 are near ties and 1 further below (furthest 0.500)" in note
+    assert "own 8 tokens (the same start) 1 are near ties" in note
+    assert "and 1 further below (furthest 0.500)" in note
 
 
 def test_only_like_is_compared_with_like(tmp_path):

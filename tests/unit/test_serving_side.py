@@ -202,6 +202,27 @@ def test_only_new_outputs_are_rescored(tmp_path, monkeypatch):
     assert own == [False, True, False, False, True]
 
 
+def test_a_control_of_the_same_prompts(tmp_path, monkeypatch):
+    """Catches a control behind prompts that it did not answer, or of another backend, and outputs
+    of ours that are rescored behind others' prompts."""
+    asked, sizes = [], iter((1, 1, 2, 2, 2, 2))
+
+    def measure(*_):
+        size = next(sizes)
+        return {"outputs": [[size]], "requests": size}
+
+    monkeypatch.setattr(side, "measure", measure)
+    monkeypatch.setattr(side, "rescore", lambda *given: asked.append(given[-1]) or Rescored())
+    other = replace(PLAIN, flags="--attention-backend triton")
+    for one in (PLAIN, OURS, OURS, other, PLAIN, OURS):
+        SideRun(one, options(tmp_path, rescores=True)).measure([CASE])
+    records = [record["cases"]["one"] for _, record in side.read_runs(tmp_path)]
+    # The fourth scores the second of ours, the first being of other prompts; then its own.
+    assert asked == [[[2]], [[2]]]
+    assert records[3]["own_rescored"]["of"] == "the same start"
+    assert list(records[3]["rescored"]) == ["run-02-ours.json"] and not records[4]["rescored"]
+
+
 @pytest.mark.parametrize("arrivals, says", [(None, "no prompts"), (0.7, "capacity")])
 def test_no_start_for_nothing(tmp_path, arrivals, says):
     """Catches a minute of a server that lacks what an unmodified one must find out before."""

@@ -105,9 +105,12 @@ def test_layer_with_a_window_is_found():
             super().__init__()
             self.layer_id, self.sliding_window_size = layer_id, window
 
-    assert validate_layers(torch.nn.ModuleList([RadixAttention(0, -1)])) is None
-    problem = validate_layers(torch.nn.ModuleList([RadixAttention(0, -1), RadixAttention(7, 512)]))
+    whole, windowed = RadixAttention(0, -1), RadixAttention(7, 512)
+    assert validate_layers(torch.nn.ModuleList([whole]), torch.bfloat16) is None
+    problem = validate_layers(torch.nn.ModuleList([whole, windowed]), torch.bfloat16)
     assert "layer 7" in problem and "512" in problem
+    problem = validate_layers(torch.nn.ModuleList([whole]), torch.float8_e4m3fn)
+    assert "float8_e4m3fn" in problem and "--kv-cache-dtype accepts bfloat16" in problem
 
 
 def request(params: dict | None = None, **changes) -> SimpleNamespace:
