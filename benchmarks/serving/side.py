@@ -261,8 +261,9 @@ class SideRun:
                 tick("rescoring its own")
                 other = earlier_own(records, case.name, self.side.flags, like)
                 outputs = other or figures["outputs"]
-                found = rescore(server.url, prompts, outputs).describe(len(outputs))
-                figures["own_rescored"] = found | {"of": SAME_START if other is None else ANOTHER}
+                found = rescore(server.url, prompts, outputs)
+                of = SAME_START if other is None else ANOTHER
+                figures["own_rescored"] = found.describe(len(outputs)) | {"of": of}
         tick("flush")
         server.flush()
         return figures | {"chosen": chosen}

@@ -94,7 +94,10 @@ def create_row_attention(
         group = query_heads // storage.heads
         problem = unserved_layer(model) or too_wide(config, most_query_rows(storage), group)
     except ValueError as error:
-        problem = f"the kernel of --vericache-verify-attention does not fit the KV pool: {error}."
+        problem = (
+            f"the kernel of --vericache-verify-attention does not fit the KV pool: {error}. "
+            "--vericache-verify-attention backend serves any."
+        )
     if problem is not None and config.verify_attention == TRITON:
         raise VeriCacheConfigError(problem)
     if storage is None or problem is not None:
