@@ -116,7 +116,9 @@ def test_prompts_come_while_others_decode(offload_reference, logs):
     assert_same(verdict)
     offload = status["offload"]
     assert offload["prompts"] >= 2 and offload["fetched_tokens"] >= 2 * min(LENGTHS)
-    assert status["requests"] == 0  # some may rotate: a busy machine may say that it pays
+    # Nobody leaves because it pays. Some do where those that run have outgrown the pool, which
+    # depends on who runs together.
+    assert status["requests"] == 0
     assert verdict.rounds > 0 and verdict.accepted > 0
 
 

@@ -1,5 +1,5 @@
 """An SGLang plugin under which prompts of a tiny model come from the host before their prefill, as
-those of a large one do, nobody rotates instead, and every copy takes a while."""
+those of a large one do, nobody rotates because it pays, and every copy takes a while."""
 
 from __future__ import annotations
 
