@@ -14,7 +14,16 @@ from benchmarks.serving.decode_notes import decode_notes
 from benchmarks.serving.figures import Divergence
 from benchmarks.serving.pools import pool_note
 from benchmarks.serving.queue_notes import median_queue_run, queue_notes, queue_rates
-from benchmarks.serving.rates import ALL_RUN, CLOSED, WHOLE, Basis, Record, basis_of
+from benchmarks.serving.rates import (
+    ALL_RUN,
+    CLOSED,
+    WHOLE,
+    Basis,
+    Record,
+    basis_of,
+    share,
+    share_prompts,
+)
 from benchmarks.serving.rescore import SAME_START
 from benchmarks.serving.side import read_runs
 from benchmarks.serving.wording import servers, spread
@@ -41,13 +50,10 @@ class Measured:
 
     def like(self, other: Measured, case: str) -> bool:
         """Whether it has measured the same: equal requests to the same model on the same device."""
-        if not self.of(case) or not _share(self.last, other.last, "model", "gpu"):
+        if not self.of(case) or not share(self.last, other.last, "model", "gpu"):
             return False
         one, another = self.of(case)[-1], other.of(case)[-1]
-        prompts, others = (figures.get("chosen") or {} for figures in (one, another))
-        return _share(one, another, "context", "requests", "tokens", "rate") and _share(
-            prompts, others, "digest"
-        )
+        return share(one, another, "context", "rate") and share_prompts(one, another)
 
     def rates(self, case: str, basis: Basis) -> list[float]:
         return basis.among(self.of(case))
@@ -112,7 +118,7 @@ class Comparison:
                 else:
                     yield from self._decode(name, ours, plains)
                     yield from self._exactness(name, ours, plains)
-            same = [s for s in self.plain if _share(s.last, ours.last, "model", "gpu")]
+            same = [s for s in self.plain if share(s.last, ours.last, "model", "gpu")]
             if same and same[0].starts_s and ours.starts_s:
                 yield "serving.jsonl", self._start_up(ours, same[0])
 
@@ -318,10 +324,6 @@ def _control(own: Record) -> str:
 
 
 START_UP = "start-up"
-
-
-def _share(one: Record, other: Record, *keys: str) -> bool:
-    return all(one.get(key) == other.get(key) for key in keys)
 
 
 def _machines(ours: Measured, plain: Measured) -> Iterator[str]:

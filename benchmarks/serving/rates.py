@@ -85,3 +85,13 @@ WHOLE = Basis(
 )
 # Not the closed loop, whose arrivals may take most of its time.
 BASES = (LONE, ALL_RUN, WHOLE)
+
+
+def share(one: Record, other: Record, *keys: str) -> bool:
+    return all(one.get(key) == other.get(key) for key in keys)
+
+
+def share_prompts(one: Record, other: Record) -> bool:
+    """Whether figures of one case are of the same prompts, and of outputs as long."""
+    mine, theirs = (figures.get("chosen") or {} for figures in (one, other))
+    return share(one, other, "requests", "tokens") and share(mine, theirs, "digest")

@@ -14,12 +14,14 @@ from typing import Any
 
 import requests
 
+from benchmarks.serving.rates import Record, share_prompts
+
 # Logits of about 20 in bfloat16 are multiples of 1/8; two such steps are still a tie.
 MARGIN = 0.25
 # Log-probabilities are float32: a difference of two steps comes out a little above or below them.
 ROUNDING = 1e-5
 BATCH = 8
-Records = Mapping[Path, Mapping[str, Any]]
+Records = Mapping[Path, Record]
 # Whose outputs the control is of.
 SAME_START, ANOTHER = "the same start", "another start"
 TIMEOUT_S = 600
@@ -101,7 +103,7 @@ def distances(meta: dict[str, Any], output: Sequence[int]) -> list[float]:
     return [max(0.0, top[0][0] - entry[0]) for entry, top in zip(chosen, best, strict=True)]
 
 
-def unscored(records: Records, case: str, like: Mapping[str, Any]) -> dict[str, list[list[int]]]:
+def unscored(records: Records, case: str, like: Record) -> dict[str, list[list[int]]]:
     """Outputs of ours that no earlier plain server has scored, by the name of their file.
 
     Args:
@@ -113,13 +115,11 @@ def unscored(records: Records, case: str, like: Mapping[str, Any]) -> dict[str, 
         path.name: figures["outputs"]
         for path, record in records.items()
         if is_ours(record) and (figures := found[path.name]) and path.name not in known
-        if _share_prompts(figures, like)
+        if share_prompts(figures, like)
     }
 
 
-def earlier_own(
-    records: Records, case: str, flags: str, like: Mapping[str, Any]
-) -> list[list[int]] | None:
+def earlier_own(records: Records, case: str, flags: str, like: Record) -> list[list[int]] | None:
     """Outputs of another start of the unmodified server, to be held against ours: what scores them
     has computed their prompts anew, as it has for ours. A server's own come from the very keys and
     values that it scores them by, and lie nearer to its best tokens than any other's.
@@ -132,17 +132,10 @@ def earlier_own(
         figures = record["cases"].get(case)
         if is_ours(record) or record["side"]["flags"] != flags or not figures:
             continue
-        if _share_prompts(figures, like):
+        if share_prompts(figures, like):
             return figures["outputs"]
     return None
 
 
-def _share_prompts(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether figures of one case are of the same prompts, and of outputs as long."""
-    digests = [(figures.get("chosen") or {}).get("digest") for figures in (one, other)]
-    same_size = all(one.get(key) == other.get(key) for key in ("requests", "tokens"))
-    return same_size and digests[0] == digests[1]
-
-
-def is_ours(record: Mapping[str, Any]) -> bool:
+def is_ours(record: Record) -> bool:
     return record["side"]["name"].startswith("ours")

@@ -31,7 +31,14 @@ from benchmarks.serving.case_prompts import (
 from benchmarks.serving.measure import measure
 from benchmarks.serving.progress import SERVER, Progress
 from benchmarks.serving.queue import measure_queue
-from benchmarks.serving.rescore import ANOTHER, SAME_START, earlier_own, rescore, unscored
+from benchmarks.serving.rescore import (
+    ANOTHER,
+    SAME_START,
+    earlier_own,
+    is_ours,
+    rescore,
+    unscored,
+)
 from benchmarks.serving.selection import read_selections
 from benchmarks.serving.server import ServingServer, on_cpu
 from benchmarks.serving.traffic import CAPACITY_REQUESTS, Traffic
@@ -295,7 +302,7 @@ def _why_nobody_chose(folder: Path, case: Case) -> str:
     failed = [
         f" ({record['side']['name']} failed: {record['failed'][case.name]})"
         for _, record in read_runs(folder)
-        if case.name in record["failed"] and not record["side"]["name"].startswith("ours")
+        if case.name in record["failed"] and not is_ours(record)
     ]
     return failed[-1] if failed else ""
 
