@@ -30,9 +30,9 @@ class VeriCacheAlgorithm(CustomSpecAlgo):
     ):
         from sglang.srt.managers.overlap_utils import FutureMap
 
-        return FutureMap(
-            device, self, req_to_token_pool, needs_cpu_seq_lens, needs_confidence_relay
-        )
+        # The worker reads committed lengths on the host, also where the attention backend
+        # (FlashAttention, Triton) does without.
+        return FutureMap(device, self, req_to_token_pool, True, needs_confidence_relay)
 
     def is_speculative(self) -> bool:
         """SGLang asks this where it builds CUDA graphs and warms up: the target model's decode

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
 from sglang.srt.speculative.eagle_info import EagleVerifyInput
@@ -72,3 +74,15 @@ def chain_verify_input(
         seq_lens_sum=None,
         seq_lens_cpu=None,
     )
+
+
+def fixed_width(backend: Any) -> int | None:
+    """Tokens of a request that an attention backend of SGLang reads in every verify pass.
+
+    FlashAttention, Triton and others are told the most of the server when they are made and ask no
+    pass for its own. None: as many as the pass says.
+    """
+    parts = [getattr(backend, name, None) for name in ("prefill_backend", "decode_backend")]
+    names = ("speculative_num_draft_tokens", "num_draft_tokens")
+    widths = [getattr(part, name, None) for part in (backend, *parts) for name in names]
+    return max((width for width in widths if width), default=None)

@@ -19,7 +19,7 @@ from sglang_vericache.config import BACKEND, TRITON
 from sglang_vericache.sub_batch import sub_batch
 from sglang_vericache.upload import to_device
 from sglang_vericache.verify.accept import accept_longest_prefix
-from sglang_vericache.verify.chain_input import chain_verify_input
+from sglang_vericache.verify.chain_input import chain_verify_input, fixed_width
 from sglang_vericache.verify.chain_plan import plans_on_host
 from sglang_vericache.verify.graphs import VerifyGraphs
 from sglang_vericache.verify.row_attention import RowAttention
@@ -103,6 +103,7 @@ class Verifier:
         self.model_runner, self.drafts, self.picker = model_runner, drafts, picker
         self.max_position, self.row_attention = max_position, row_attention
         self.backend = row_attention or model_runner.attn_backend
+        self._fixed_width = fixed_width(self.backend)
         self.graphs: VerifyGraphs | None = None
 
     @property
@@ -177,6 +178,7 @@ class Verifier:
             shape = self.graphs.shape_for(prepared.committed_cpu, width)
             if shape is not None:
                 return replace(prepared, shape=shape, groups=groups)
+        width = self._fixed_width or width
         return replace(prepared, eager=self._prepare_eagerly(batch, prepared, width, committed_cpu))
 
     def _prepare_eagerly(
