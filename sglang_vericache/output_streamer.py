@@ -42,6 +42,8 @@ class VeriCacheOutputStreamer(SchedulerOutputStreamer):
         return super()._stream_output_generation(news, return_logprob, skip_req, is_idle_batch)
 
     def build_additional_customized_info(self, reqs: list[Req]) -> dict[str, list]:
+        if not any(req.finished() for req in reqs):
+            return {}  # a list of nothing for each would go through three processes
         return {RESPONSE_FIELD: [self._response_value(req) for req in reqs]}
 
     def _response_value(self, req: Req) -> Any:

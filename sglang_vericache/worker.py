@@ -222,13 +222,13 @@ class VeriCacheWorker(BaseSpecWorker):
         self.rotation.before_extend(batch)  # may wait for what is on its way from the host
         loaded = self.row_bytes.full * sum(req.host_loaded_length for req in batch.reqs)
         self.admission.prefill(batch.extend_num_tokens, loaded / ASSUMED_LINK_RATE)
+        if on_publish is not None:  # known before the pass: the next step need not wait for it
+            on_publish(batch.seq_lens)
         with self.capture.during(self._capture_ranges(batch)):
             result = self.target_worker.forward_batch_generation(batch)
         self.admission.launched()
         result.new_seq_lens = batch.seq_lens
         result.next_draft_input = PendingTokens(result.next_token_ids.to(torch.int64))
-        if on_publish is not None:
-            on_publish(batch.seq_lens)
         return result
 
     def _capture_ranges(self, batch: ScheduleBatch) -> list[CaptureRange]:

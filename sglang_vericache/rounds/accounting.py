@@ -59,7 +59,14 @@ class StepAccount:
 
         Returns:
             What the step did, all requests together.
+
+        Raises:
+            ValueError: the yields are of another step.
         """
+        if len(yields) != len(self.states):
+            raise ValueError(f"{len(yields)} yields of {len(self.states)} requests")
+        if not (self.plan.verify or self._drafting or self._ahead):
+            return self._settle_plain(yields, total)
         step = DraftCounters()
         verified, plain = dict(self.plan.verify), set(self.plan.plain)
         for i, (state, tokens) in enumerate(zip(self.states, yields, strict=True)):
@@ -90,5 +97,28 @@ class StepAccount:
             if i in self._beyond_limit:
                 counters.draft_rows_limit_exceeded += self._beyond_limit[i]
                 step.draft_rows_limit_exceeded += self._beyond_limit[i]
+        total.add(step)
+        return step
+
+    def _settle_plain(self, yields: Sequence[int], total: DraftCounters) -> DraftCounters:
+        """The same where nothing was drafted or verified, which with many requests is to cost no
+        more than it must: SGLang's own steps count nothing."""
+        step, steps = DraftCounters(), self.plain_steps
+        rows = rows_full = 0
+        for i in self.plan.plain:
+            state, tokens, first = self.states[i], yields[i], self.committed[i] + 1
+            if state.released:
+                continue
+            counters, reason = state.counters, self.reasons[i] or ""
+            read = rows_of_steps(first, steps)
+            usual = read if tokens == steps else rows_of_steps(first, tokens)
+            counters.plain[reason] += steps
+            step.plain[reason] += steps
+            counters.full_rows_read += read
+            counters.rows_full += usual
+            rows += read
+            rows_full += usual
+            state.last_yield, state.last_reason = tokens, reason
+        step.count_rows(0, rows, rows_full)
         total.add(step)
         return step

@@ -67,7 +67,13 @@ class RunningRequests:
         Args:
             committed: tokens of each request whose KV is computed.
         """
-        return [self._state(r, n) for r, n in zip(batch.reqs, committed, strict=True)]
+        found = []
+        for req, length in zip(batch.reqs, committed, strict=True):
+            state = self._states.get(req.rid)
+            if state is None or state.row != req.kv.req_pool_idx:
+                state = self._state(req, length)
+            found.append(state)
+        return found
 
     def describe(
         self,

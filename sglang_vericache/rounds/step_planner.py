@@ -44,6 +44,9 @@ class StepPlanner:
         committed: tokens of each request whose KV is computed.
         remaining: tokens that each request may still make.
         """
+        if None not in reasons:  # often, of many requests: nobody drafts
+            self._step += 1
+            return RoundPlan(tuple(i for i, state in enumerate(states) if state.full), (), ())
         ahead = self.ahead and all(state.steady for state in states)
         candidates = []
         for i, state in enumerate(states):

@@ -181,3 +181,31 @@ def test_drafting_ahead():
     step.settle([4], total)
     assert total.draft_rows_read == 283 + 284
     assert (total.rounds, total.drafted, total.accepted) == (1, 3, 3)
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_a_plain_step_counts_the_same_beside_a_round(released):
+    """Catches another way of counting where nothing is drafted: the same plain requests beside
+    one that verifies are counted one by one."""
+    committed, reasons = [700, 900, 300], ["grammar", "short_context", None]
+    counted = []
+    for verify, yields in (((), [3, 2, 0]), (((2, 4),), [3, 2, 5])):
+        requests, total = [state(), state(), state()], DraftCounters()
+        requests[1].released = released
+        step = account(
+            requests, committed, reasons, plain=[0, 1], verify=verify, plain_steps=3
+        ).settle(yields, total)
+        assert step == total
+        if verify:
+            counters = requests[2].counters
+            assert counters.full_rows_read == 300 + 5
+            step.full_rows_read -= counters.full_rows_read
+            step.rows_full -= counters.rows_full
+        counted.append(
+            (
+                [request.counters for request in requests[:2]],
+                [(request.last_yield, request.last_reason) for request in requests[:2]],
+                (step.plain, step.full_rows_read, step.rows_full),
+            )
+        )
+    assert counted[0] == counted[1]
