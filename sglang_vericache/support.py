@@ -13,6 +13,7 @@ from sglang_vericache.request_options import RequestOptions
 SHORT_CONTEXT = "short_context"
 NO_DRAFT_MEMORY = "no_draft_memory"
 END_OF_OUTPUT = "end_of_output"
+AWAITS_VIEW = "awaits_view"
 AWAITS_CHECKPOINT = "awaits_checkpoint"
 AWAITS_FULL_KV = "awaits_full_kv"
 ENDED = "ended"

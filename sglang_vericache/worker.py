@@ -259,6 +259,7 @@ class VeriCacheWorker(BaseSpecWorker):
         reasons = self.keeper.prepare(
             *(batch.reqs, states, committed, remaining, choice if self.drafting else None),
             self.rotation.needs_views,
+            self.planner.prompts_keep_coming,
         )
         self.rotation.step(batch.reqs, states, committed, self.keeper.built)
         if not all(state.steady for state in states):

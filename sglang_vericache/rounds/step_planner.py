@@ -10,6 +10,13 @@ from sglang_vericache.rounds.policy import Candidate, RoundPlan, plan_ahead, pla
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.support import END_OF_OUTPUT
 
+# A step costs the host some 50 us for each of its requests (profiled), and launching one more token
+# of all of them a few ms: from so many on, several tokens share the former, behind a prefill too.
+# Where prompts keep coming, most steps are behind one.
+REQUESTS_OF_A_TOKEN = 64
+# Prompts keep coming where more than this share of the last steps were behind a prefill.
+MANY_BEHIND_PREFILLS, LAST_STEPS = 0.25, 8
+
 
 class StepPlanner:
     """
@@ -25,10 +32,15 @@ class StepPlanner:
     def __init__(self, config: VeriCacheConfig, max_position: int, ahead: bool) -> None:
         self.config, self.max_position, self.ahead = config, max_position, ahead
         self._step = self.rounds_ahead = 0
-        self._follows_prefill = False
+        self._follows_prefill, self._behind_prefills = False, 0.0
+
+    @property
+    def prompts_keep_coming(self) -> bool:
+        return self._behind_prefills > MANY_BEHIND_PREFILLS
 
     def prefill(self) -> None:
-        """The next step follows a prefill, whose first tokens are sent once it is launched."""
+        """The next step follows a prefill, whose first tokens are sent once it is launched: it is
+        launched soon."""
         self._follows_prefill = True
 
     def plan(
@@ -78,15 +90,16 @@ class StepPlanner:
     ) -> int:
         """Tokens to decode plainly in this step, one after the other; asked once a step."""
         follows_prefill, self._follows_prefill = self._follows_prefill, False
-        if (
-            follows_prefill
-            or not plan.only_plain
-            or any(states[i].token_by_token for i in plan.plain)
-        ):
+        self._behind_prefills += (follows_prefill - self._behind_prefills) / LAST_STEPS
+        if not plan.only_plain or any(states[i].token_by_token for i in plan.plain):
             return 1
+        most = min(choice.plain_steps, self.config.verify_width)
+        if follows_prefill:
+            others = sum(committed[i] > states[i].prompt_tokens for i in plan.plain)
+            most = min(most, 1 + others // REQUESTS_OF_A_TOKEN)
         # The rotary embedding and the row end with the context.
         room = self.max_position + 1 - max(committed[i] for i in plan.plain)
-        return max(min(choice.plain_steps, self.config.verify_width, room), 1)
+        return max(min(most, room), 1)
 
     def _most(self, state: RequestState, choice: Choice) -> int:
         """Tokens that it may have drafted before its next verification."""

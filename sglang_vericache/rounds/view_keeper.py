@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +19,7 @@ from sglang_vericache.rounds.view_growth import LEFT_FREE, Failing, choose, draf
 from sglang_vericache.support import (
     AWAITS_CHECKPOINT,
     AWAITS_FULL_KV,
+    AWAITS_VIEW,
     NO_DRAFT_MEMORY,
     PLAIN_IS_FASTER,
     SHORT_CONTEXT,
@@ -47,10 +50,12 @@ class ViewKeeper:
         pace: Pace,
         phases: PhaseClock,
         room: DraftRoom,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.config, self.views, self.tree, self.capture = config, views, tree, capture
         self.pace, self.phases, self.room = pace, phases, room
         self._opened: list[tuple[DraftView, int]] = []  # in this step, with committed tokens
+        self._clock, self._open_until = clock, math.inf
         self.built = False
 
     def prepare(
@@ -61,6 +66,7 @@ class ViewKeeper:
         remaining: Sequence[int],
         choice: Choice | None,
         all_need_views: bool = False,
+        prompts_wait: bool = False,
     ) -> list[str | None]:
         """For each request None when its view is ready to draft, else why it is not.
 
@@ -70,8 +76,12 @@ class ViewKeeper:
             choice: None while drafting is switched off.
             all_need_views: who is decoded plainly, because that is faster, has a view all the
                 same: without one its full KV could not leave the device.
+            prompts_wait: views are opened for as long as a step may last, and the others' later:
+                those of hundreds take most of a second, in which no prompt is begun.
         """
         self.built = False
+        limited = prompts_wait and self.pace.adapts
+        self._open_until = self._clock() + self.config.max_step_seconds if limited else math.inf
         self._grow_failing(states, committed, remaining, choice)
         self._fold_long_tails(states, committed)
         self._opened = []
@@ -199,6 +209,8 @@ class ViewKeeper:
         if state.view is None:
             if plain and not needs_view:
                 return PLAIN_IS_FASTER
+            if self._opened and self._clock() >= self._open_until:
+                return AWAITS_VIEW
             reason = self._open(req, state, committed)
             return PLAIN_IS_FASTER if plain and reason is None else reason
         if not self._reserve(state.view, committed):

@@ -20,7 +20,7 @@ CHOICE = Choice(15, True, 15)
 def state(drafted: int = 0, tail_from: int = 1000, **more: Any) -> Any:
     view = SimpleNamespace(tail_tokens=lambda committed: committed - tail_from)
     known = dict(full=True, rotates=False, group=0, horizon=15, released=False, view=view)
-    known |= dict(grows_next=False, token_by_token=False) | more
+    known |= dict(grows_next=False, token_by_token=False, prompt_tokens=tail_from) | more
     known["steady"] = known["full"] and not known["rotates"]
     return SimpleNamespace(drafted=drafted, **({"deepest": known["horizon"]} | known))
 
@@ -136,6 +136,29 @@ def test_first_tokens_do_not_wait_for_several_plain_steps():
     assert steps == [1, 8, 8]
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "token_by_token", "tokens"),
+    [
+        (0, 300, False, 1),
+        (63, 1, False, 1),
+        (64, 1, False, 2),
+        (200, 1, False, 4),
+        (200, 40, False, 4),
+        (900, 1, False, 8),
+        (200, 1, True, 1),
+    ],
+)
+def test_many_others_do_not_wait_for_each_first_token(old, new, token_by_token, tokens):
+    """Catches a step of hundreds that yields one token each time a prompt comes, as most do where
+    prompts keep coming; and new requests counted among those that wait for more."""
+    planner, choice = StepPlanner(CONFIG, LAST, True), Choice(0, False, 0, 8)
+    states = [state() for _ in range(old)] + [state(token_by_token=token_by_token)] * new
+    committed = [1010] * old + [1000] * new
+    made, _ = plan(states, choice=choice, reasons=[PLAIN_IS_FASTER] * len(states))
+    planner.prefill()
+    assert planner.plain_steps(made, states, committed, choice) == tokens
+
+
 def test_plain_steps_end_with_the_context():
     planner = StepPlanner(CONFIG, LAST, True)
     made, _ = plan([state()], choice=Choice(0, False, 0, 8), reasons=[PLAIN_IS_FASTER])
@@ -143,3 +166,27 @@ def test_plain_steps_end_with_the_context():
         assert planner.plain_steps(made, [state()], [committed], Choice(0, False, 0, 8)) == expected
     one = [state(token_by_token=True)]
     assert planner.plain_steps(made, one, [1010], Choice(0, False, 0, 8)) == 1
+
+
+@pytest.mark.parametrize(
+    ("behind", "come"),
+    [
+        ("1000000", False),
+        ("11000000", False),
+        ("111", True),
+        ("10101010", True),
+        ("1000" * 8, False),
+        ("100" * 12, True),
+        ("1111" + "0" * 16, False),
+    ],
+)
+def test_prompts_keep_coming(behind, come):
+    """Catches a batch that begins together, or one prompt in a while, taken for a stream of them;
+    and a stream that is still seen long after it ended."""
+    planner, choice = StepPlanner(CONFIG, LAST, True), Choice(0, False, 0, 8)
+    made, _ = plan([state()], choice=choice, reasons=[PLAIN_IS_FASTER])
+    for follows in behind:
+        if follows == "1":
+            planner.prefill()
+        planner.plain_steps(made, [state()], [1010], choice)
+    assert planner.prompts_keep_coming == come

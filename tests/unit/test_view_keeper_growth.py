@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ from sglang_vericache.rounds.draft_room import DraftRoom
 from sglang_vericache.rounds.pace import Choice
 from sglang_vericache.rounds.request_state import RequestState
 from sglang_vericache.rounds.view_keeper import ViewKeeper
-from sglang_vericache.support import AWAITS_CHECKPOINT, PLAIN_IS_FASTER
+from sglang_vericache.support import AWAITS_CHECKPOINT, AWAITS_VIEW, PLAIN_IS_FASTER
 
 PROMPT = 600
 DRAFTS = Choice(4, True, 4)
@@ -53,10 +54,18 @@ class Keeping:
         phases = PhaseClock("cpu")
         self.keeper = ViewKeeper(world.config, world.views, tree, capture, pace, phases, room)
 
-    def step(self, committed: int, left: int = 300, choice: Choice = DRAFTS, outputs=(5,)):
+    def step(
+        self,
+        committed: int,
+        left: int = 300,
+        choice: Choice = DRAFTS,
+        outputs=(5,),
+        prompts_wait: bool = False,
+    ):
         many = len(self.states)
         reqs = [SimpleNamespace(rid=state.rid, output_ids=outputs) for state in self.states]
-        return self.keeper.prepare(reqs, self.states, [committed] * many, [left] * many, choice)
+        lengths = [committed] * many, [left] * many
+        return self.keeper.prepare(reqs, self.states, *lengths, choice, prompts_wait=prompts_wait)
 
     def fail(self, *states: RequestState) -> None:
         for state in states or self.states:
@@ -111,6 +120,21 @@ def test_first_tokens_do_not_wait_for_a_view():
     keeping = Keeping(2)
     assert keeping.step(PROMPT + 1, outputs=()) == [AWAITS_CHECKPOINT] * 2
     assert keeping.step(PROMPT + 2) == [None] * 2
+
+
+@pytest.mark.parametrize(
+    ("prompts_wait", "adapts", "steps"),
+    [(True, True, (1, 2, 3)), (False, True, (3,)), (True, False, (3,))],
+)
+def test_views_are_opened_over_several_steps_while_prompts_wait(prompts_wait, adapts, steps):
+    """Catches a step that opens the views of hundreds while prompts keep coming, and views that
+    are never opened because the first takes longer than a step may last."""
+    keeping = Keeping(3)
+    keeping.keeper.pace.adapts, keeping.keeper.pace.built = adapts, lambda *_: None
+    keeping.keeper._clock = itertools.count(step=0.04).__next__  # a step may last 0.03 s
+    for nth, opened in enumerate(steps):
+        reasons = keeping.step(PROMPT + 1 + nth, prompts_wait=prompts_wait)
+        assert reasons == [None] * opened + [AWAITS_VIEW] * (3 - opened)
 
 
 @pytest.mark.parametrize("drafted", [0, 4])
