@@ -19,7 +19,7 @@ from benchmarks.replay.vericache_replay import FOLDER as REPLAY_FOLDER
 from benchmarks.replay.vericache_replay import STATUS_KEY, VARIABLE, Recording
 from sglang_vericache.demo.port import free_port
 
-START_TIMEOUT_S = 280
+START_TIMEOUT_S = 600  # a host tier of 106 GB is pinned for minutes
 # SGLang looks every five seconds whether it was told to end, and nothing of a server that was
 # measured is worth waiting for.
 GRACE_S, STOP_TIMEOUT_S = 1, 20
