@@ -28,8 +28,6 @@ class RowTableAttention(AttentionBackend):
         most, widest: requests and query tokens of a request in the largest forward.
     """
 
-    needs_cpu_seq_lens = False
-
     def __init__(
         self,
         kv_pool: Any,

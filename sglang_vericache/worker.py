@@ -166,10 +166,6 @@ class VeriCacheWorker(BaseSpecWorker):
         self.drafter = Drafter(self.draft_step, graphs)
         fence_plans(self.model_runner.attn_backend)
 
-    @property
-    def spec_v2_attn_backends(self) -> tuple:
-        return (self.model_runner.attn_backend, self.draft_backend)
-
     def _attach_cache(self, batch: ScheduleBatch) -> None:
         """The tree is built after the worker; the first batch brings it."""
         self.tree_cache = batch.tree_cache

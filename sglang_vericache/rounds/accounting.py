@@ -65,15 +65,14 @@ class StepAccount:
         """
         if len(yields) != len(self.states):
             raise ValueError(f"{len(yields)} yields of {len(self.states)} requests")
-        if not (self.plan.verify or self._drafting or self._ahead):
-            return self._settle_plain(yields, total)
         step = DraftCounters()
-        verified, plain = dict(self.plan.verify), set(self.plan.plain)
-        for i, (state, tokens) in enumerate(zip(self.states, yields, strict=True)):
+        self._settle_plain(yields, step)
+        verified = dict(self.plan.verify)
+        for i in sorted({*verified, *self._drafting, *self._ahead}):
+            state, tokens, committed = self.states[i], yields[i], self.committed[i]
             if state.released:
                 continue
-            counters, committed = state.counters, self.committed[i]
-            full_rows = 0
+            counters, full_rows = state.counters, 0
             if i in verified:
                 drafted = verified[i]
                 full_rows = committed + drafted + 1
@@ -81,12 +80,6 @@ class StepAccount:
                 step.count_round(drafted, tokens)
                 state.agreement.add(drafted, tokens - 1)
                 state.last_yield, state.last_reason = tokens, None
-            elif i in plain:
-                reason = self.reasons[i] or ""
-                full_rows = rows_of_steps(committed + 1, self.plain_steps)
-                counters.plain[reason] += self.plain_steps
-                step.plain[reason] += self.plain_steps
-                state.last_yield, state.last_reason = tokens, reason
             count, first = self._drafting.get(i, (0, 0))
             draft_rows = rows_of_steps(first, count)
             count, first = self._ahead.get(i, (0, 0))
@@ -100,10 +93,10 @@ class StepAccount:
         total.add(step)
         return step
 
-    def _settle_plain(self, yields: Sequence[int], total: DraftCounters) -> DraftCounters:
-        """The same where nothing was drafted or verified, which with many requests is to cost no
-        more than it must: SGLang's own steps count nothing."""
-        step, steps = DraftCounters(), self.plain_steps
+    def _settle_plain(self, yields: Sequence[int], step: DraftCounters) -> None:
+        """Of those that are decoded plainly, which draft nothing. With hundreds of requests this is
+        to cost little: SGLang's own steps count nothing."""
+        steps = self.plain_steps
         rows = rows_full = 0
         for i in self.plan.plain:
             state, tokens, first = self.states[i], yields[i], self.committed[i] + 1
@@ -120,5 +113,3 @@ class StepAccount:
             rows_full += usual
             state.last_yield, state.last_reason = tokens, reason
         step.count_rows(0, rows, rows_full)
-        total.add(step)
-        return step

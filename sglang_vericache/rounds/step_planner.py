@@ -39,8 +39,8 @@ class StepPlanner:
         return self._behind_prefills > MANY_BEHIND_PREFILLS
 
     def prefill(self) -> None:
-        """The next step follows a prefill, whose first tokens are sent once it is launched: it is
-        launched soon."""
+        """The next step follows a prefill, whose first tokens are sent once that step is launched:
+        they are not to wait for many tokens of others."""
         self._follows_prefill = True
 
     def plan(
@@ -56,8 +56,8 @@ class StepPlanner:
         committed: tokens of each request whose KV is computed.
         remaining: tokens that each request may still make.
         """
-        if None not in reasons:  # often, of many requests: nobody drafts
-            self._step += 1
+        self._step += 1
+        if None not in reasons:  # nobody drafts, often hundreds of requests
             return RoundPlan(tuple(i for i, state in enumerate(states) if state.full), (), ())
         ahead = self.ahead and all(state.steady for state in states)
         candidates = []
@@ -73,7 +73,6 @@ class StepPlanner:
             if ahead and drafts and state.drafted:
                 one.ahead = self._room_ahead(state, committed[i], remaining[i], choice)
             candidates.append(one)
-        self._step += 1
         if ahead:
             plan = plan_ahead(candidates, choice.share, choice.behind)
             self.rounds_ahead += bool(plan.ahead)

@@ -79,8 +79,9 @@ def chain_verify_input(
 def fixed_width(backend: Any) -> int | None:
     """Tokens of a request that an attention backend of SGLang reads in every verify pass.
 
-    FlashAttention, Triton and others are told the most of the server when they are made and ask no
-    pass for its own. None: as many as the pass says.
+    FlashAttention and others are told the most of the server when they are made and ask no pass for
+    its own. Triton does, but all that were told get what they were told: it is right for each.
+    None: as many as the pass says.
     """
     parts = [getattr(backend, name, None) for name in ("prefill_backend", "decode_backend")]
     names = ("speculative_num_draft_tokens", "num_draft_tokens")

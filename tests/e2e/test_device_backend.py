@@ -1,4 +1,4 @@
-"""A server whose attention backend is asked as FlashAttention and Triton are."""
+"""A server whose attention backend is asked as FlashAttention is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BACKEND = Path(__file__).parent / "device_backend"
 
 def test_a_backend_without_host_lengths_and_with_one_width(tiny_references, logs):
     """Catches committed lengths that only some backends make SGLang bring to the host, and passes
-    narrower than what FlashAttention and Triton read of every request."""
+    narrower than what FlashAttention reads of every request."""
     reference = tiny_references["mutations"]
     env = {"PYTHONPATH": os.pathsep.join([str(KERNEL_LIBRARY), str(BACKEND)])}
     flags = (*TINY_FLAGS, *DRAFT_FLAGS, "--vericache-horizon", "8")

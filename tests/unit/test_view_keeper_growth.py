@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -24,7 +25,9 @@ DRAFTS = Choice(4, True, 4)
 class Keeping:
     """Requests with the same prompt, whose node is in the tree."""
 
-    def __init__(self, requests: int = 1, slots: int = 6000, **settings) -> None:
+    def __init__(
+        self, requests: int = 1, slots: int = 6000, clock=time.perf_counter, **settings
+    ) -> None:
         settings = {"grow_views": True} | settings
         self.world = world = World(slots, min_context_tokens=100, **settings)
         world.rows = DraftRows(5, 1600, "cpu")  # with room for whole paths
@@ -52,7 +55,9 @@ class Keeping:
         pace = SimpleNamespace(adapts=False, unusual=lambda: None)
         room = DraftRoom(world.views, self.states, lambda req: (), lambda req: world.views.budget)
         phases = PhaseClock("cpu")
-        self.keeper = ViewKeeper(world.config, world.views, tree, capture, pace, phases, room)
+        self.keeper = ViewKeeper(
+            world.config, world.views, tree, capture, pace, phases, room, clock
+        )
 
     def step(
         self,
@@ -129,9 +134,9 @@ def test_first_tokens_do_not_wait_for_a_view():
 def test_views_are_opened_over_several_steps_while_prompts_wait(prompts_wait, adapts, steps):
     """Catches a step that opens the views of hundreds while prompts keep coming, and views that
     are never opened because the first takes longer than a step may last."""
-    keeping = Keeping(3)
+    clock = itertools.count(step=0.04).__next__  # a step may last 0.03 s
+    keeping = Keeping(3, clock=clock)
     keeping.keeper.pace.adapts, keeping.keeper.pace.built = adapts, lambda *_: None
-    keeping.keeper._clock = itertools.count(step=0.04).__next__  # a step may last 0.03 s
     for nth, opened in enumerate(steps):
         reasons = keeping.step(PROMPT + 1 + nth, prompts_wait=prompts_wait)
         assert reasons == [None] * opened + [AWAITS_VIEW] * (3 - opened)
