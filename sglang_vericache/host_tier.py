@@ -65,7 +65,9 @@ def switch_on(server_args: Any, config: VeriCacheConfig) -> None:
     if wanted is not None:
         # SGLang counts in 10^9 bytes; its whole numbers are too coarse for small machines.
         server_args.hicache_size = wanted / 1e9
-    else:
+        # SGLang takes a share of what is free where no size is given, and has decided by now.
+        server_args.hicache_host_memory_fraction = None
+    elif server_args.hicache_host_memory_fraction is not None:  # None: --hicache-ratio is given
         server_args.hicache_ratio = RATIO
 
 
@@ -77,10 +79,12 @@ def tier_of(server_args: Any, config: VeriCacheConfig, model: Any) -> HostTier |
     """
     if config.offload == OFF or not server_args.enable_hierarchical_cache:
         return None
+    from sglang.srt.runtime_context import get_memory
+
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     if config.host_memory_bytes is not None:
         return HostTier(config.host_memory_bytes, None, weights)
-    return HostTier(foreseen_bytes(), RATIO, weights)
+    return HostTier(foreseen_bytes(), get_memory().hicache_ratio, weights)
 
 
 @cache

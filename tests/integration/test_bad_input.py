@@ -15,6 +15,8 @@ load_plugins()
 
 from sglang.srt.server_args import prepare_server_args  # noqa: E402
 
+from sglang_vericache.host_tier import RATIO  # noqa: E402
+
 DENSE = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -123,6 +125,31 @@ def test_a_dense_model_is_accepted(model):
     assert resolution_result(record, "speculative_algorithm") == "VERICACHE"
     assert resolution_result(record, "speculative_num_draft_tokens") == 6
     assert resolution_result(record, "radix_cache_backend") == "vericache"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ((), {"hicache_ratio": RATIO, "hicache_host_memory_fraction": 0.8, "hicache_size": 0}),
+        (
+            ("--vericache-host-memory", "2"),
+            {"hicache_size": 2 * 2**30 / 1e9, "hicache_host_memory_fraction": None},
+        ),
+        (
+            ("--hicache-ratio", "3"),
+            {"hicache_ratio": 3.0, "hicache_host_memory_fraction": None, "hicache_size": 0},
+        ),
+    ],
+)
+def test_size_of_the_host_tier(model, monkeypatch, flags, expected):
+    """Catches a size that was asked for and that SGLang's share of what is free lowers, and a
+    ratio of the user's that is overruled."""
+    from sglang.srt.arg_groups.overrides import resolution_result
+
+    monkeypatch.setattr("sglang_vericache.host_tier.free_bytes", lambda: 4 << 30)
+    record = resolve(model(DENSE), "--enable-vericache", "--vericache-offload", "auto", *flags)
+    assert resolution_result(record, "enable_hierarchical_cache")
+    assert {name: resolution_result(record, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -18,7 +18,9 @@ GIB = 1 << 30
 
 def switched_on(monkeypatch, free: float, **settings) -> SimpleNamespace:
     monkeypatch.setattr(host_tier, "free_bytes", lambda: int(free * GIB))
-    record = SimpleNamespace(enable_hierarchical_cache=False, hicache_size=0)
+    record = SimpleNamespace(
+        enable_hierarchical_cache=False, hicache_size=0, hicache_host_memory_fraction=0.8
+    )
     host_tier.switch_on(record, VeriCacheConfig(offload="auto", **settings))
     return record
 
@@ -113,10 +115,10 @@ def test_what_the_draft_pool_goes_by(monkeypatch):
     assert host_tier.tier_of(off, given, a_model()) is None
     assert host_tier.tier_of(on, VeriCacheConfig(), a_model()) is None
     host_tier.foreseen_bytes.cache_clear()
-    memory = SimpleNamespace(hicache_host_memory_fraction=None)
+    memory = SimpleNamespace(hicache_host_memory_fraction=None, hicache_ratio=3.0)
     monkeypatch.setattr("sglang.srt.runtime_context.get_memory", lambda: memory)
     for free in (5 * GIB, 4 * GIB):
         monkeypatch.setattr(host_tier, "free_bytes", lambda free=free: free)
         tier = host_tier.tier_of(on, VeriCacheConfig(offload="auto"), a_model())
-        assert tier == HostTier(5 * GIB, host_tier.RATIO, 10 * 4 * 4)
+        assert tier == HostTier(5 * GIB, 3.0, 10 * 4 * 4)
     host_tier.foreseen_bytes.cache_clear()
