@@ -42,19 +42,13 @@ class Drafter:
 
         Precondition: the row of each request holds a slot for every token drafted here.
         """
-        step, device = self.step, committed.device
+        step = self.step
         plan = to_device(
             [(i, done, done + count) for (i, count), done in zip(work, drafted, strict=True)],
-            device,
+            committed.device,
         )
-        index, done, wanted = plan.unbind(1)
-        requests = batch.req_pool_indices[index]
-        last = step.drafts[requests, (done - 1).clamp(min=0)]
-        tokens = torch.where(done > 0, last, pending[index])
-        positions = committed[index] + done
-        lengths = positions + step.rows.offsets[requests] + 1
         size = self.graphs.size_for(len(work)) if self.graphs is not None else None
-        step.load(requests, tokens, positions, lengths, done, wanted, size or len(work))
+        step.load(plan, batch.req_pool_indices, pending, committed, size or len(work))
         if loaded is not None:
             loaded()
         for _ in range(max(count for _, count in work)):

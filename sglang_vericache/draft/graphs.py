@@ -36,10 +36,9 @@ class DraftGraphs:
 
     def capture(self) -> None:
         # Targets are 0: nothing moves while warming up, and all writes go to padding.
-        none = self.step.requests[:0]
         with open_capture(f"draft CUDA graphs: bs={self.sizes}") as capture:
             for size in reversed(self.sizes):
-                self.step.load(none, none, none, none, none, none, size)
+                self.step.load_padding(size)
                 self._graphs[size], _ = capture(partial(self.step.advance, size))
 
     def size_for(self, count: int) -> int | None:

@@ -12,6 +12,12 @@ from sglang.srt.model_executor.forward_context import ForwardContext, forward_co
 from sglang.srt.model_executor.model_runner import ModelRunner
 
 from sglang_vericache.draft.backend import DraftAttentionBackend
+from sglang_vericache.kernels.draft_state import (
+    DraftState,
+    find_slots,
+    load_requests,
+    take_tokens,
+)
 from sglang_vericache.pool.rows import DraftRows
 from sglang_vericache.verify.token_picker import TokenPicker
 
@@ -24,11 +30,7 @@ class DraftStep:
     token goes to padding.
 
     Attributes:
-        requests: ``[capacity]`` rows of the request tables; row 0 is padding.
-        tokens: ``[capacity]`` the token whose KV the next step computes.
-        positions: ``[capacity]`` its path position.
-        lengths: ``[capacity]`` rows of the draft view, that token included.
-        columns, targets: ``[capacity]`` tokens drafted, and wanted.
+        state: of ``capacity`` requests.
         drafts: ``[R, horizon + 1]`` drafted tokens by request row; the last column is padding.
     """
 
@@ -46,53 +48,31 @@ class DraftStep:
         self.capacity = capacity
         self.context = ForwardContext(attn_backend=backend)
 
-        def column() -> torch.Tensor:
-            return torch.zeros(capacity, dtype=torch.int64, device=drafts.device)
-
-        self.requests, self.tokens, self.positions = column(), column(), column()
-        self.lengths, self.columns, self.targets = column(), column(), column()
-        self.slots = column()
+        self.state = DraftState.zeros(capacity, drafts.device)
         self._batches: dict[int, ForwardBatch] = {}
 
     def load(
         self,
+        plan: torch.Tensor,
         requests: torch.Tensor,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        lengths: torch.Tensor,
-        drafted: torch.Tensor,
-        wanted: torch.Tensor,
+        pending: torch.Tensor,
+        committed: torch.Tensor,
         size: int,
     ) -> None:
-        """Set the state of the first n requests, and padding up to ``size``."""
-        count = requests.shape[0]
-        for target, source in (
-            (self.requests, requests),
-            (self.tokens, tokens),
-            (self.positions, positions),
-            (self.lengths, lengths),
-            (self.columns, drafted),
-            (self.targets, wanted),
-        ):
-            target[:count] = source
-            target[count:size] = 0
-        self.lengths[count:size] = 1
+        """Set where the requests of ``plan`` stand, and padding up to ``size``; arguments as those
+        of `kernels.draft_state.reference.load_requests`."""
+        state, offsets = self.state.first(size), self.rows.offsets
+        load_requests(state, plan, requests, pending, committed, self.drafts, offsets)
+
+    def load_padding(self, size: int) -> None:
+        none = self.state.requests[:0]
+        self.load(none.view(0, 3), none, none, none, size)
 
     def advance(self, size: int) -> None:
         """Draft one token for each of the first ``size`` requests that want more."""
-        live = slice(0, size)
-        requests, columns = self.requests[live], self.columns[live]
-        wants = columns < self.targets[live]
-        slots = self.rows.table[requests, self.lengths[live] - 1]
-        self.slots[live] = torch.where(wants, slots, 0)
-        tokens = self._forward(size)
-        padding = self.drafts.shape[1] - 1
-        self.drafts[requests, torch.where(wants, columns, padding)] = tokens
-        self.tokens[live] = torch.where(wants, tokens, self.tokens[live])
-        moved = wants.to(torch.int64)
-        self.positions[live] += moved
-        self.lengths[live] += moved
-        self.columns[live] += moved
+        state = self.state.first(size)
+        find_slots(state, self.rows.table)
+        take_tokens(state, self._forward(size), self.drafts)
 
     def _forward(self, size: int) -> torch.Tensor:
         batch = self._batches.get(size)
@@ -108,16 +88,16 @@ class DraftStep:
         return picked.tokens
 
     def _static_batch(self, size: int) -> ForwardBatch:
-        live = slice(0, size)
+        state = self.state.first(size)
         return ForwardBatch(
             forward_mode=ForwardMode.DECODE,
             batch_size=size,
-            input_ids=self.tokens[live],
-            req_pool_indices=self.requests[live],
-            seq_lens=self.lengths[live],
-            out_cache_loc=self.slots[live],
+            input_ids=state.tokens,
+            req_pool_indices=state.requests,
+            seq_lens=state.lengths,
+            out_cache_loc=state.slots,
             seq_lens_sum=None,
-            positions=self.positions[live],
+            positions=state.positions,
             return_logprob=False,
             spec_algorithm=self.model_runner.spec_algorithm,
             capture_hidden_mode=CaptureHiddenMode.NULL,

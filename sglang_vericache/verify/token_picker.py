@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+from sglang_vericache.kernels.row_argmax import row_argmax
+
 # SGLang runs forwards on one thread per process (model_executor/forward_context.py), and its
 # logits processor is a module deep inside the model: a forward finds its picker here.
 _active: TokenPicker | None = None
@@ -28,11 +30,12 @@ class TokenPicker:
     ) -> None:
         """Set ``tokens`` ``[N]`` for ``hidden_states`` ``[N, hidden]``."""
         chunks = hidden_states.split(self.chunk_rows)
-        self.tokens = torch.cat([self.choose(logits_of(chunk)) for chunk in chunks])
+        tokens = [self.choose(logits_of(chunk)) for chunk in chunks]
+        self.tokens = torch.cat(tokens) if len(tokens) > 1 else tokens[0]
 
     def choose(self, logits: torch.Tensor) -> torch.Tensor:
         """``[rows, vocab]`` logits to ``[rows]`` tokens."""
-        return logits.argmax(dim=-1)
+        return row_argmax(logits)
 
     @contextmanager
     def active(self) -> Iterator[TokenPicker]:

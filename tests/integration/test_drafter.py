@@ -16,8 +16,6 @@ def test_what_is_loaded_is_told_before_the_first_step(captured):
     all that is drafted."""
     done: list[str] = []
     step = SimpleNamespace(
-        drafts=torch.zeros(4, 5, dtype=torch.int64),
-        rows=SimpleNamespace(offsets=torch.zeros(4, dtype=torch.int64)),
         load=lambda *arguments: done.append("load"),
         advance=lambda size: done.append("step"),
     )
