@@ -15,17 +15,6 @@ def runs_triton(tensor: torch.Tensor) -> bool:
     return tensor.is_cuda or _interpreted()
 
 
-def overlaps_launches(tensor: torch.Tensor) -> bool:
-    """Whether a kernel over ``tensor`` may be launched while the one before it still runs, and wait
-    for that itself (programmatic dependent launch, Hopper and later)."""
-    return tensor.is_cuda and not _interpreted() and _capability(tensor.device.index) >= 9
-
-
-@cache
-def _capability(device: int | None) -> int:
-    return 0 if torch.version.hip else torch.cuda.get_device_capability(device)[0]
-
-
 @cache
 def _interpreted() -> bool:
     try:

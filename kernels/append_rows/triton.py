@@ -9,7 +9,6 @@ import torch
 import triton
 import triton.language as tl
 
-from sglang_vericache.kernels.dispatch import overlaps_launches
 from sglang_vericache.kernels.pool_format import PoolStorage
 from sglang_vericache.kernels.row_codec import EXACT, rotate_rows, rotation_of, store_rows, typed
 
@@ -82,13 +81,8 @@ def append_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     ROTATION: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):
     block = tl.program_id(0)
-    if OVERLAP:
-        # What is launched next may start once everything before this launch is complete.
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     if APPEND:
         if block < row_blocks:
             append_part(
@@ -174,7 +168,6 @@ def _launch(keys, values, slots, query, storage: PoolStorage, layer: int) -> tor
     if row_blocks + query_blocks == 0:
         return rotated
     pool = {name: typed(tensor[layer]) for name, tensor in storage.tensors.items()}
-    overlap = overlaps_launches(storage.tensors["keys"])
     append_kernel[(2 * row_blocks + query_blocks,)](
         keys,
         values,
@@ -198,8 +191,6 @@ def _launch(keys, values, slots, query, storage: PoolStorage, layer: int) -> tor
         BLOCK_D=triton.next_power_of_2(storage.head_dim),
         BLOCK_ROWS=BLOCK_ROWS,
         ROTATION=rotation_of(storage),
-        OVERLAP=overlap,
-        launch_pdl=overlap,
         num_warps=NUM_WARPS,
         **EXACT,
     )

@@ -128,7 +128,6 @@ def attend_int4(
     FUSED: tl.constexpr,  # the last split to finish combines
     LEAST_ROWS: tl.constexpr,  # of a split
     COMBINE_M: tl.constexpr,
-    OVERLAP: tl.constexpr,  # started while the rotation and the newest rows are being written
 ):
     head, split, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + request).to(tl.int32)
@@ -146,14 +145,6 @@ def attend_int4(
     mask = (m < ROWS)[:, None] & (words < WORDS)[None, :]
     query_row = (token * (HEADS * GROUP) + query_head).to(tl.int64)
     query_at = rotated + query_row[:, None] * DIM + words[None, :]
-    slots_at = row_table + tl.load(rows + request).to(tl.int64) * table_width
-    # Past the end the last row again, which is no garbage: its scores are left out below.
-    last = tl.maximum(end - 1, 0)
-    n = tl.arange(0, BLOCK_N)
-    next_slot = tl.load(slots_at + tl.minimum(begin + n, last))
-    if OVERLAP:
-        # So far nothing was read that the launch before this one writes.
-        tl.extra.cuda.gdc_wait()
     q0 = plane_of_query(query_at, mask, WORDS, 0)
     q1 = plane_of_query(query_at, mask, WORDS, 1)
     q2 = plane_of_query(query_at, mask, WORDS, 2)
@@ -174,6 +165,11 @@ def attend_int4(
     a3 = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
     keys_at = keys + head * WORDS + words[None, :]
     values_at = values + head * WORDS + words[None, :]
+    slots_at = row_table + tl.load(rows + request).to(tl.int64) * table_width
+    # Past the end the last row again, which is no garbage: its scores are left out below.
+    last = tl.maximum(end - 1, 0)
+    n = tl.arange(0, BLOCK_N)
+    next_slot = tl.load(slots_at + tl.minimum(begin + n, last))
     for start in tl.range(begin, end, BLOCK_N):
         column = start + n
         slot = next_slot.to(tl.int64)

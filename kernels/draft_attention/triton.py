@@ -11,7 +11,6 @@ from sglang_vericache.kernels.append_rows.triton import (
     rotate_queries,
     token_stride,
 )
-from sglang_vericache.kernels.dispatch import overlaps_launches
 from sglang_vericache.kernels.draft_attention.combine import combine_splits
 from sglang_vericache.kernels.draft_attention.config import (
     LEAST_SPLIT_ROWS,
@@ -204,7 +203,6 @@ def _launch_int4(grid, query, new, storage, layer, shared) -> None:
     else:
         keys, values, slots = new
         rotated = append_and_rotate(keys, values, slots, query, storage, layer)
-    overlap = overlaps_launches(rotated)
     attend_int4[grid](
         rotated=rotated,
         keys=storage.tensors["keys"][layer],
@@ -212,7 +210,5 @@ def _launch_int4(grid, query, new, storage, layer, shared) -> None:
         scales=storage.tensors["scales"][layer].view(torch.int64),
         ROTATION=rotation_of(storage),
         BLOCK_C=max(LEAST_D, triton.next_power_of_2(query.shape[-1] // 4)),
-        OVERLAP=overlap,
-        launch_pdl=overlap,
         **shared,
     )

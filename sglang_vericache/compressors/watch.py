@@ -10,6 +10,7 @@ from typing import Any, Generic, Self, TypeVar
 import torch
 
 from sglang_vericache.compressors.rotary import Rotary
+from sglang_vericache.upload import to_device
 
 # Fewer queries than this say too little about what the path will ask for.
 FEWEST_QUERIES = 8
@@ -65,6 +66,30 @@ class Choice(Generic[Seen]):
     borrowed: bool = False
 
 
+class PassRows:
+    """Which of a pass's queries are wanted, one request after the other.
+
+    Args:
+        starts: path position of the first one of each request.
+        counts: how many, at least one each.
+        offsets: of the first one in the pass.
+    """
+
+    def __init__(
+        self, starts: Sequence[int], counts: Sequence[int], offsets: Sequence[int]
+    ) -> None:
+        self.starts, self.counts, self.offsets = starts, counts, offsets
+        self._index: torch.Tensor | None = None
+
+    def index(self, device: torch.device) -> torch.Tensor:
+        """``[sum(counts)]`` int64 rows of the pass; the same for every layer."""
+        if self._index is None:
+            ranges = zip(self.offsets, self.counts, strict=True)
+            rows = [row for offset, count in ranges for row in range(offset, offset + count)]
+            self._index = to_device(rows, device)
+        return self._index
+
+
 class Watch(ABC, Generic[Seen]):
     """How the queries of a prefill are observed, chunk by chunk and layer by layer.
 
@@ -86,26 +111,26 @@ class Watch(ABC, Generic[Seen]):
             queries: ``[n, Hq, D]`` after rotary embedding, of the positions from ``start`` on.
         """
 
-    def see_several(
-        self,
-        queries: torch.Tensor,
-        rows: torch.Tensor,
-        starts: Sequence[int],
-        counts: Sequence[int],
-        rotary: Rotary | None,
-    ) -> list[Any]:
-        """What `see` returns, for several requests of one pass.
-
-        Args:
-            queries: ``[N, Hq, D]`` of the whole pass.
-            rows: ``[sum(counts)]`` int64 rows of ``queries``, one request after the other.
-        """
-        seen = queries[rows].split_with_sizes(list(counts))
-        return [self.see(part, start, rotary) for part, start in zip(seen, starts, strict=True)]
-
     @abstractmethod
     def observation(self, parts: Sequence[Any], start: int, end: int) -> Seen:
         """Of the queries [start, end), from what `see` returned for each layer."""
+
+    def see_pass(self, queries: torch.Tensor, rows: PassRows, rotary: Rotary | None) -> Any:
+        """One layer's part of the observations of all requests of a pass.
+
+        Args:
+            queries: ``[N, Hq, D]`` of the whole pass.
+        """
+        ranges = zip(rows.offsets, rows.counts, rows.starts, strict=True)
+        return [
+            self.see(queries.narrow(0, offset, count), start, rotary)
+            for offset, count, start in ranges
+        ]
+
+    def observations(self, parts: Sequence[Any], rows: PassRows) -> list[Seen]:
+        """Of each request, from what `see_pass` returned for each layer."""
+        ranges = zip(zip(*parts, strict=True), rows.starts, rows.counts, strict=True)
+        return [self.observation(seen, start, start + count) for seen, start, count in ranges]
 
     @abstractmethod
     def choose(self, computed: Seen | None, stored: Seen | None, path_end: int) -> Choice[Seen]:

@@ -10,7 +10,13 @@ from typing import Any
 import torch
 
 from sglang_vericache.compressors.rotary import Rotary
-from sglang_vericache.compressors.watch import FEWEST_QUERIES, Choice, Observation, Watch
+from sglang_vericache.compressors.watch import (
+    FEWEST_QUERIES,
+    Choice,
+    Observation,
+    PassRows,
+    Watch,
+)
 from sglang_vericache.config import RECENT_TOKENS
 from sglang_vericache.upload import to_device
 
@@ -79,16 +85,23 @@ class WindowWatch(Watch[QueryWindow]):
     def see(self, queries: torch.Tensor, start: int, rotary: Rotary | None) -> torch.Tensor:
         return queries.clone()
 
-    def see_several(
-        self,
-        queries: torch.Tensor,
-        rows: torch.Tensor,
-        starts: Sequence[int],
-        counts: Sequence[int],
-        rotary: Rotary | None,
-    ) -> list[torch.Tensor]:
-        """Views of one copy: a copy for each of hundreds of requests would hold up every layer."""
-        return list(queries[rows].split_with_sizes(list(counts)))
+    def see_pass(
+        self, queries: torch.Tensor, rows: PassRows, rotary: Rotary | None
+    ) -> torch.Tensor:
+        """In one copy: what it takes to launch that is what a short prompt waits for."""
+        return queries.index_select(0, rows.index(queries.device))
+
+    def observations(self, parts: Sequence[torch.Tensor], rows: PassRows) -> list[QueryWindow]:
+        seen = torch.stack(list(parts)).split_with_sizes(list(rows.counts), dim=1)
+        return [
+            # A part of it would keep the whole.
+            QueryWindow(
+                queries.clone() if len(seen) > 1 else queries,
+                tuple(range(start, start + count)),
+                self.tokens,
+            )
+            for queries, start, count in zip(seen, rows.starts, rows.counts, strict=True)
+        ]
 
     def observation(self, parts: Sequence[torch.Tensor], start: int, end: int) -> QueryWindow:
         return QueryWindow(torch.stack(list(parts)), tuple(range(start, end)), self.tokens)

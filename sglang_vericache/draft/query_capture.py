@@ -7,11 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from sglang_vericache.compressors.rotary import Rotary
-from sglang_vericache.compressors.watch import Observation, Watch
-from sglang_vericache.upload import to_device
+from sglang_vericache.compressors.watch import Observation, PassRows, Watch
 
 
 @dataclass(frozen=True)
@@ -46,9 +43,8 @@ class QueryCapture:
     ) -> None:
         self.watch, self.rotary = watch, rotary
         self.observations: dict[str, Observation] = {}
-        self._ranges: Sequence[CaptureRange] = ()
-        self._parts: list[list[Any]] = []
-        self._rows: torch.Tensor | None = None
+        self._rows: PassRows | None = None
+        self._parts: list[Any] = []  # by layer
         if watch is not None:
             self._wrap(backend)
 
@@ -56,26 +52,13 @@ class QueryCapture:
         forward = backend.forward
 
         def capturing_forward(q, k, v, layer, *args, **kwargs):
-            if self._ranges:
+            if self._rows is not None:
                 heads = q.view(q.shape[0], layer.tp_q_head_num, layer.qk_head_dim)
                 rotary = self.rotary[layer.layer_id] if self.rotary is not None else None
-                for parts, seen in zip(self._parts, self._see(heads, rotary), strict=True):
-                    parts.append(seen)
+                self._parts.append(self.watch.see_pass(heads, self._rows, rotary))
             return forward(q, k, v, layer, *args, **kwargs)
 
         backend.forward = capturing_forward
-
-    def _see(self, heads: torch.Tensor, rotary: Rotary | None) -> list[Any]:
-        if len(self._ranges) == 1:
-            (r,) = self._ranges
-            part = heads[r.offset : r.offset + r.end - r.start]
-            return [self.watch.see(part, r.start, rotary)]
-        if self._rows is None:
-            rows = [i for r in self._ranges for i in range(r.offset, r.offset + r.end - r.start)]
-            self._rows = to_device(rows, heads.device)
-        starts = [r.start for r in self._ranges]
-        counts = [r.end - r.start for r in self._ranges]
-        return self.watch.see_several(heads, self._rows, starts, counts, rotary)
 
     def range_of(
         self, rid: str, start: int, count: int, prompt_tokens: int, offset: int
@@ -93,15 +76,18 @@ class QueryCapture:
     @contextmanager
     def during(self, ranges: Sequence[CaptureRange]) -> Iterator[None]:
         """Observe the queries of ``ranges`` in the extend forward inside."""
-        self._ranges, self._parts, self._rows = ranges, [[] for _ in ranges], None
+        if ranges:
+            starts, counts = [r.start for r in ranges], [r.end - r.start for r in ranges]
+            self._rows = PassRows(starts, counts, [r.offset for r in ranges])
         try:
             yield
-            for r, parts in zip(ranges, self._parts, strict=True):
-                # Empty when the pass replayed a graph, which does not come through Python.
-                if parts:
-                    self._store(r, self.watch.observation(parts, r.start, r.end))
+            # None when the pass replayed a graph, which does not come through Python.
+            if self._rows is not None and self._parts:
+                seen = self.watch.observations(self._parts, self._rows)
+                for r, observation in zip(ranges, seen, strict=True):
+                    self._store(r, observation)
         finally:
-            self._ranges, self._parts, self._rows = (), [], None
+            self._rows, self._parts = None, []
 
     def _store(self, r: CaptureRange, observation: Observation) -> None:
         earlier = self.observations.get(r.rid)

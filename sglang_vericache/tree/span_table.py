@@ -24,6 +24,8 @@ class SpanTable:
         self.observation_limit_bytes = 0
         self._spans: dict[int, Span] = {}
         self._observations: dict[int, Observation] = {}
+        # Device memory of them; one that nodes share is counted for each.
+        self.observation_bytes = 0
         self._clock = 0
 
     def describe(self) -> dict[str, int]:
@@ -69,9 +71,15 @@ class SpanTable:
 
     def remember(self, node_id: int, observation: Observation) -> None:
         """Keep with a node what was observed of the queries up to its end, or shortly before."""
-        self._observations.pop(node_id, None)
+        self._forget(node_id)
         self._observations[node_id] = observation
+        self.observation_bytes += observation.bytes
         self._limit_observations()
+
+    def _forget(self, node_id: int) -> None:
+        observation = self._observations.pop(node_id, None)
+        if observation is not None:
+            self.observation_bytes -= observation.bytes
 
     def observation(self, node_id: int) -> Observation | None:
         """What is known of the queries up to the end of a node."""
@@ -81,11 +89,9 @@ class SpanTable:
         return found
 
     def _limit_observations(self) -> None:
-        total = self.observation_bytes
-        for node_id in list(self._observations):
-            if total <= self.observation_limit_bytes:
-                return
-            total -= self._observations.pop(node_id).bytes
+        while self._observations and self.observation_bytes > self.observation_limit_bytes:
+            node_id = next(iter(self._observations))
+            self._forget(node_id)
             if node_id in self._spans:
                 self._spans[node_id].observation = None
 
@@ -96,7 +102,7 @@ class SpanTable:
     def drop(self, node_id: int) -> None:
         """The node is gone: give up its span and its observation, if it has them."""
         self._give_up(node_id)
-        self._observations.pop(node_id, None)
+        self._forget(node_id)
 
     def _give_up(self, node_id: int) -> None:
         span = self._spans.pop(node_id, None)
@@ -132,8 +138,3 @@ class SpanTable:
     def idle_rows(self) -> int:
         """Slots that `evict_for` can free."""
         return sum(span.rows for span in self._spans.values() if span.references == 1)
-
-    @property
-    def observation_bytes(self) -> int:
-        """Device memory of all observations; one that nodes share is counted for each."""
-        return sum(observation.bytes for observation in self._observations.values())

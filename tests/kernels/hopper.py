@@ -21,7 +21,7 @@ from triton.runtime.jit import JITFunction
 SHARED_BYTES = 227 * 1024  # that a program can have
 # Of a multiprocessor; and what each program on it takes beside its own shared memory.
 REGISTERS, THREADS, SHARED_BYTES_SM, RESERVED_BYTES = 65536, 2048, 228 * 1024, 1024
-OPTIONS = {"num_warps", "num_stages", "enable_fp_fusion", "launch_pdl"}
+OPTIONS = {"num_warps", "num_stages", "enable_fp_fusion"}
 POINTERS = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",

@@ -172,29 +172,6 @@ def test_token_sums(launches, tmp_path, heads, dim):
     assert "ld.global.v2.b64" in kernel.ptx or "ld.global.b64" in kernel.ptx
 
 
-@pytest.mark.parametrize(("heads", "group", "dim"), [(3, 3, 64), (8, 4, 128)])
-def test_overlapped_launches(launches, monkeypatch, tmp_path, heads, group, dim):
-    """Catches attention that reads the rotated queries, or the newest rows, before it waits for the
-    launch that writes them; and a launch that lets it start before what it waits for is complete.
-    """
-    from sglang_vericache.kernels.append_rows import triton as append
-    from sglang_vericache.kernels.draft_attention import triton
-
-    for module in (append, triton):
-        monkeypatch.setattr(module, "overlaps_launches", lambda tensor: True)
-    attend(new_storage(Int4Format(), heads, dim), group, 1, append=True, fused=True)
-    kernels = compiled(launches, tmp_path)
-    first, then = kernels["append_kernel"].ptx, kernels["attend_int4"].ptx
-    assert all(launch.options["launch_pdl"] for launch in launches)
-    wait, go_on = "griddepcontrol.wait", "griddepcontrol.launch_dependents"
-    assert first.index(wait) < first.index(go_on) < first.index("ld.global")
-    assert first.count(wait) == then.count(wait) == 1 and go_on not in then
-    before, after = then.split(wait)
-    # One length, one row, the first slots; queries, scales, keys and values come after.
-    assert "cp.async" not in before and before.count("ld.global") <= 4
-    assert "st.global" not in before and "st.global" in after
-
-
 def test_steps_between_forwards(launches, tmp_path):
     """Catches spills, and logits loaded a number at a time."""
     from sglang_vericache.kernels.draft_state import DraftState

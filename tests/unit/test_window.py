@@ -7,6 +7,7 @@ import torch
 from score_fakes import make_rotary
 
 from sglang_vericache.compressors.query_stats import StatsWatch
+from sglang_vericache.compressors.watch import PassRows
 from sglang_vericache.compressors.window import QueryWindow, WindowWatch
 
 
@@ -65,11 +66,30 @@ def test_several_requests_at_once_see_the_same(watch):
     """Catches rows of one request in another's part when a pass is looked at as a whole."""
     torch.manual_seed(0)
     queries, rotary = torch.randn(20, 4, 8), make_rotary(8, 200)
-    starts, counts, firsts = [7, 100, 0], [3, 5, 1], [2, 9, 19]
-    rows = torch.cat([torch.arange(f, f + n) for f, n in zip(firsts, counts, strict=True)])
-    several = watch.see_several(queries, rows, starts, counts, rotary)
-    for part, start, first, count in zip(several, starts, firsts, counts, strict=True):
-        alone = watch.see(queries[first : first + count], start, rotary)
-        if not isinstance(part, torch.Tensor):
-            part, alone = vars(part), vars(alone)
-        torch.testing.assert_close(part, alone)
+    rows = PassRows([7, 100, 0], [3, 5, 1], [2, 9, 19])
+    layers = [queries, -queries]
+    seen = watch.observations([watch.see_pass(layer, rows, rotary) for layer in layers], rows)
+    assert len(seen) == 3
+    for found, start, count, first in zip(
+        seen, rows.starts, rows.counts, rows.offsets, strict=True
+    ):
+        parts = [watch.see(layer[first : first + count], start, rotary) for layer in layers]
+        alone = watch.observation(parts, start, start + count)
+        assert (found.start, found.end, found.count) == (start, start + count, count)
+        for layer in range(2):
+            torch.testing.assert_close(dict(found.inputs(layer)), dict(alone.inputs(layer)))
+
+
+@pytest.mark.parametrize("requests", [1, 3])
+def test_what_is_kept_of_a_pass(requests):
+    """Catches an observation that keeps the queries of the whole pass alive, or those that the next
+    layer writes over."""
+    watch, queries = WindowWatch(4), torch.randn(requests * 4, 2, 8)
+    rows = PassRows([0] * requests, [4] * requests, [4 * i for i in range(requests)])
+    part = watch.see_pass(queries, rows, None)
+    before = queries.clone()
+    queries.zero_()
+    seen = watch.observations([part, part], rows)
+    for i, found in enumerate(seen):
+        assert torch.equal(found.queries[0], before[4 * i : 4 * i + 4])
+        assert found.queries.untyped_storage().nbytes() == found.bytes
