@@ -93,8 +93,7 @@ def test_draft_steps_of_all_sizes(notes):
     """The largest first, each after its own padding was set on the stream that runs it."""
     note = notes.pop()
     step = SimpleNamespace(
-        requests=torch.zeros(4),
-        load=lambda *state: note(f"load {state[-1]}"),
+        load_padding=lambda size: note(f"load {size}"),
         advance=lambda size: note(f"advance {size}"),
     )
     graphs = DraftGraphs(step, [1, 2, 4])
