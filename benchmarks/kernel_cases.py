@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -14,6 +15,7 @@ from sglang_vericache.kernels.draft_attention.workspace import Workspace
 from sglang_vericache.kernels.gather_span import gather_span, regather_span
 from sglang_vericache.kernels.layer_buffers import LayerBuffers
 from sglang_vericache.kernels.pool_format import PoolFormat, PoolStorage
+from sglang_vericache.kernels.row_argmax import row_argmax
 from sglang_vericache.kernels.score_window import score_window
 
 MODEL_DTYPE = torch.bfloat16
@@ -33,6 +35,7 @@ class Shape:
     Attributes:
         rows: of each draft view.
         context: tokens of the path that spans are built from.
+        vocabulary: logits of a request.
     """
 
     name: str
@@ -42,11 +45,12 @@ class Shape:
     requests: int
     rows: int
     context: int
+    vocabulary: int
 
 
 SHAPES = (
-    Shape("135M", 9, 3, 64, requests=256, rows=1700, context=8192),
-    Shape("8B", 32, 8, 128, requests=12, rows=6700, context=32768),
+    Shape("135M", 9, 3, 64, requests=256, rows=1700, context=8192, vocabulary=49152),
+    Shape("8B", 32, 8, 128, requests=12, rows=6700, context=32768, vocabulary=128256),
 )
 
 
@@ -216,3 +220,18 @@ class Case:
         yield "gather", self.gather
         yield "regather", self.regather
         yield "score", self.score
+
+
+def picks(shape: Shape) -> Iterator[tuple[str, Timed]]:
+    """A token of each request from its logits, those of several steps in turn; "by torch" as
+    SGLang's logits processor leaves them, in float32.
+    """
+    size = LAYERS, shape.requests, shape.vocabulary
+    steps = torch.randn(size, device="cuda", dtype=torch.float32).to(MODEL_DTYPE).unbind()
+    moved = steps[0].numel() * MODEL_DTYPE.itemsize
+    yield "pick", Timed([partial(row_argmax, logits) for logits in steps], moved)
+    yield "pick, by torch", Timed([partial(_pick_by_torch, logits) for logits in steps], moved)
+
+
+def _pick_by_torch(logits: torch.Tensor) -> torch.Tensor:
+    return logits.float().argmax(dim=-1)

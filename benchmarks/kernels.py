@@ -98,7 +98,7 @@ def copy_rate() -> float:
 
 def lines(options: argparse.Namespace, best: float) -> Iterator[dict]:
     """Times of every operation, shape and format asked for."""
-    from benchmarks.kernel_cases import SHAPES, Case
+    from benchmarks.kernel_cases import SHAPES, Case, picks
 
     for shape in SHAPES:
         if options.shape not in (None, shape.name):
@@ -122,6 +122,9 @@ def lines(options: argparse.Namespace, best: float) -> Iterator[dict]:
                     timed = prepare()
                     yield head | {"op": op} | figures(time_us(timed.calls), timed.moved_bytes, best)
             del case
+            if name == MAIN_FORMAT and options.op in (None, "pick"):
+                for op, timed in picks(shape):
+                    yield head | {"op": op} | figures(time_us(timed.calls), timed.moved_bytes, best)
             if name == MAIN_FORMAT and options.op in (None, VERIFY):
                 yield from verify_passes(shape, head, best)
 
