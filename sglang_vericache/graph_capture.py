@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from sglang.srt.model_executor.model_runner import ModelRunner
+from sglang.srt.model_executor.runner.eager_runner import EagerRunner
 from sglang.srt.model_executor.runner_utils.capture_mode import model_capture_mode
 
 logger = logging.getLogger(__name__)
@@ -57,3 +59,9 @@ def open_capture(what: str) -> Iterator[GraphCapture]:
         time.perf_counter() - started,
         (before - torch.cuda.mem_get_info()[0]) / (1 << 30),
     )
+
+
+def prefills_eagerly(model_runner: ModelRunner) -> bool:
+    """No prefill is replayed, wholly or in parts."""
+    runner = model_runner.prefill_cuda_graph_runner
+    return runner is None or isinstance(runner, EagerRunner)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from sglang_vericache.draft.step import DraftStep
 from sglang_vericache.draft_input import PendingTokens
 from sglang_vericache.emission import Emission
 from sglang_vericache.flags import config_of
+from sglang_vericache.graph_capture import prefills_eagerly
 from sglang_vericache.host_tier import tier_of
 from sglang_vericache.kernels.commit_rows import commit_rows
 from sglang_vericache.kernels.layer_buffers import LayerBuffers
@@ -139,7 +141,8 @@ class VeriCacheWorker(BaseSpecWorker):
             own = create_row_attention(self.config, model, *pools, layers, query_heads)
         self.verifier = Verifier(self.model_runner, self.drafts, picker, max_position, own)
         self.planner = StepPlanner(self.config, max_position, self.ahead)
-        self.capture = QueryCapture(backend, self.scorer.watch, self.rotary)
+        eager = partial(prefills_eagerly, self.model_runner)
+        self.capture = QueryCapture(backend, self.scorer.watch, self.rotary, eager)
         attention = next(
             m for m in self.model_runner.model.modules() if type(m).__name__ == "RadixAttention"
         )

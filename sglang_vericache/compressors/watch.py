@@ -95,9 +95,11 @@ class Watch(ABC, Generic[Seen]):
 
     Attributes:
         undoes_rotary: `see` needs the layer's rotary embedding.
+        keeps_queries: an observation is the queries themselves, see `keep`.
     """
 
     undoes_rotary: bool = False
+    keeps_queries: bool = False
 
     @abstractmethod
     def first_wanted(self, start: int, prompt_tokens: int) -> int:
@@ -114,6 +116,11 @@ class Watch(ABC, Generic[Seen]):
     @abstractmethod
     def observation(self, parts: Sequence[Any], start: int, end: int) -> Seen:
         """Of the queries [start, end), from what `see` returned for each layer."""
+
+    def keep(self, queries: torch.Tensor, start: int) -> Seen:
+        """The observation that consists of ``queries`` ``[L, n, Hq, D]``, of the positions from
+        ``start`` on; it takes them over."""
+        raise NotImplementedError
 
     def see_pass(self, queries: torch.Tensor, rows: PassRows, rotary: Rotary | None) -> Any:
         """One layer's part of the observations of all requests of a pass.

@@ -78,6 +78,7 @@ class WindowWatch(Watch[QueryWindow]):
     """
 
     tokens: int
+    keeps_queries = True
 
     def first_wanted(self, start: int, prompt_tokens: int) -> int:
         return max(start, prompt_tokens - self.tokens)
@@ -95,16 +96,15 @@ class WindowWatch(Watch[QueryWindow]):
         seen = torch.stack(list(parts)).split_with_sizes(list(rows.counts), dim=1)
         return [
             # A part of it would keep the whole.
-            QueryWindow(
-                queries.clone() if len(seen) > 1 else queries,
-                tuple(range(start, start + count)),
-                self.tokens,
-            )
-            for queries, start, count in zip(seen, rows.starts, rows.counts, strict=True)
+            self.keep(queries.clone() if len(seen) > 1 else queries, start)
+            for queries, start in zip(seen, rows.starts, strict=True)
         ]
 
+    def keep(self, queries: torch.Tensor, start: int) -> QueryWindow:
+        return QueryWindow(queries, tuple(range(start, start + queries.shape[1])), self.tokens)
+
     def observation(self, parts: Sequence[torch.Tensor], start: int, end: int) -> QueryWindow:
-        return QueryWindow(torch.stack(list(parts)), tuple(range(start, end)), self.tokens)
+        return self.keep(torch.stack(list(parts)), start)
 
     def choose(
         self, computed: QueryWindow | None, stored: QueryWindow | None, path_end: int

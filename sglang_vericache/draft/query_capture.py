@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from sglang_vericache.compressors.rotary import Rotary
 from sglang_vericache.compressors.watch import Observation, PassRows, Watch
+
+# Of a layer's queries, with the keys and values that they were computed with, which are kept until
+# the end of the pass instead of copied. 1K tokens of a model whose layers take the host longer than
+# the device; where the device takes longer, launching a copy costs nothing.
+HELD_BYTES = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -36,15 +43,22 @@ class QueryCapture:
         backend: SGLang's AttentionBackend, or anything with its ``forward``.
         watch: what the scorer wants to know; None leaves the backend alone.
         rotary: rotary embedding by layer, for a watch that undoes it.
+        outlive: whether the queries of the pass that begins stay as they are until its end; in a
+            CUDA graph their memory is used again.
     """
 
     def __init__(
-        self, backend: Any, watch: Watch | None, rotary: Sequence[Rotary] | None = None
+        self,
+        backend: Any,
+        watch: Watch | None,
+        rotary: Sequence[Rotary] | None = None,
+        outlive: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.watch, self.rotary = watch, rotary
+        self.watch, self.rotary, self._outlive = watch, rotary, outlive
         self.observations: dict[str, Observation] = {}
         self._rows: PassRows | None = None
         self._parts: list[Any] = []  # by layer
+        self._held, self._heads = False, (0, 0)  # the parts are the queries of the pass
         if watch is not None:
             self._wrap(backend)
 
@@ -53,12 +67,21 @@ class QueryCapture:
 
         def capturing_forward(q, k, v, layer, *args, **kwargs):
             if self._rows is not None:
-                heads = q.view(q.shape[0], layer.tp_q_head_num, layer.qk_head_dim)
-                rotary = self.rotary[layer.layer_id] if self.rotary is not None else None
-                self._parts.append(self.watch.see_pass(heads, self._rows, rotary))
+                self._see(q, layer, self._rows)
             return forward(q, k, v, layer, *args, **kwargs)
 
         backend.forward = capturing_forward
+
+    def _see(self, q: torch.Tensor, layer: Any, rows: PassRows) -> None:
+        if not self._parts:
+            self._held = self._held and q.untyped_storage().nbytes() <= HELD_BYTES
+        if self._held:
+            self._heads = layer.tp_q_head_num, layer.qk_head_dim
+            self._parts.append(q)
+            return
+        heads = q.view(q.shape[0], layer.tp_q_head_num, layer.qk_head_dim)
+        rotary = self.rotary[layer.layer_id] if self.rotary is not None else None
+        self._parts.append(self.watch.see_pass(heads, rows, rotary))
 
     def range_of(
         self, rid: str, start: int, count: int, prompt_tokens: int, offset: int
@@ -79,15 +102,23 @@ class QueryCapture:
         if ranges:
             starts, counts = [r.start for r in ranges], [r.end - r.start for r in ranges]
             self._rows = PassRows(starts, counts, [r.offset for r in ranges])
+            # Of one request the copy is a single one in the end; several would need theirs anyway.
+            self._held = len(ranges) == 1 and self.watch.keeps_queries and self._outlive()
         try:
             yield
             # None when the pass replayed a graph, which does not come through Python.
             if self._rows is not None and self._parts:
-                seen = self.watch.observations(self._parts, self._rows)
-                for r, observation in zip(ranges, seen, strict=True):
+                for r, observation in zip(ranges, self._observations(self._rows), strict=True):
                     self._store(r, observation)
         finally:
-            self._rows, self._parts = None, []
+            self._rows, self._parts, self._held = None, [], False
+
+    def _observations(self, rows: PassRows) -> list[Observation]:
+        if not self._held:
+            return self.watch.observations(self._parts, rows)
+        (start,), (count,), (offset,) = rows.starts, rows.counts, rows.offsets
+        queries = torch.stack([q.narrow(0, offset, count) for q in self._parts])
+        return [self.watch.keep(queries.view(*queries.shape[:2], *self._heads), start)]
 
     def _store(self, r: CaptureRange, observation: Observation) -> None:
         earlier = self.observations.get(r.rid)

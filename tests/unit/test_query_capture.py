@@ -10,6 +10,7 @@ from score_fakes import make_rotary
 
 from sglang_vericache.compressors.query_stats import StatsWatch
 from sglang_vericache.compressors.window import WindowWatch
+from sglang_vericache.draft import query_capture
 from sglang_vericache.draft.query_capture import CaptureRange, QueryCapture
 
 LAYERS, HEADS, DIM = 3, 2, 4
@@ -18,8 +19,8 @@ LAYERS, HEADS, DIM = 3, 2, 4
 class Backend:
     """Like SGLang's attention backends: forward gets flat queries and a layer."""
 
-    def __init__(self) -> None:
-        self.calls = []
+    def __init__(self, outlives: bool = False) -> None:
+        self.calls, self.outlives = [], outlives
 
     def forward(self, q, k, v, layer, forward_batch, save_kv_cache=True):
         self.calls.append((k, v, layer.layer_id, forward_batch, save_kv_cache))
@@ -33,7 +34,20 @@ class Backend:
             q = values[:, None].expand(-1, HEADS * DIM).contiguous()
             out = self.forward(q, "k", "v", layer, "batch", save_kv_cache=False)
             assert torch.equal(out, q * 2)
-            q.fill_(-1)  # the memory goes to the next layer
+            if not self.outlives:
+                q.fill_(-1)  # the memory goes to the next layer
+
+
+class CountingWatch(WindowWatch):
+    """Notes what it sees layer by layer."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(tokens)
+        object.__setattr__(self, "seen", [])
+
+    def see_pass(self, queries, rows, rotary):
+        self.seen.append(tuple(queries.shape))
+        return super().see_pass(queries, rows, rotary)
 
 
 def content(window) -> list[int]:
@@ -60,6 +74,31 @@ def test_each_request_gets_its_own_queries():
     assert (content(a), a.positions) == ([2, 3, 4], (100, 101, 102))
     assert (content(b), b.positions) == ([8, 9], (7, 8))
     assert capture.observation("c") is None
+
+
+@pytest.mark.parametrize(
+    ("outlives", "least_bytes", "requests"),
+    [(True, 1 << 20, 1), (True, 1, 1), (True, 1 << 20, 2), (False, 1 << 20, 1)],
+    ids=["held", "too much to hold", "two requests", "in a graph"],
+)
+def test_queries_that_outlive_their_layer(monkeypatch, outlives, least_bytes, requests):
+    """Catches queries that are read when their memory has been used again, the wrong tokens of
+    those that are not copied one layer at a time, and a pass that is kept alive by what was seen.
+    """
+    monkeypatch.setattr(query_capture, "HELD_BYTES", least_bytes)
+    held = outlives and least_bytes > 1 and requests == 1
+    backend, watch = Backend(outlives=held), CountingWatch(4)
+    capture = QueryCapture(backend, watch, outlive=lambda: outlives)
+    ranges = [CaptureRange("a", 100, 103, 2), CaptureRange("b", 7, 9, 8)][:requests]
+    for first in (0, 50):  # what was decided for one pass says nothing of the next
+        with capture.during(ranges):
+            backend.run(12, first)
+        a = capture.observation("a")
+        assert (content(a), a.positions) == ([first + i for i in (2, 3, 4)], (100, 101, 102))
+        assert a.queries.untyped_storage().nbytes() == a.bytes
+        if requests > 1:
+            assert content(capture.observation("b")) == [first + 8, first + 9]
+    assert len(watch.seen) == (0 if held else 2 * LAYERS)
 
 
 def test_the_forward_is_passed_on():
