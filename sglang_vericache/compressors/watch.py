@@ -118,9 +118,10 @@ class Watch(ABC, Generic[Seen]):
         """Of the queries [start, end), from what `see` returned for each layer."""
 
     def keep(self, queries: torch.Tensor, start: int) -> Seen:
-        """The observation that consists of ``queries`` ``[L, n, Hq, D]``, of the positions from
-        ``start`` on; it takes them over."""
-        raise NotImplementedError
+        """The observation of all layers' ``queries`` ``[L, n, Hq, D]`` of the positions from
+        ``start`` on, which it may take over; for watches that undo no rotary embedding."""
+        parts = [self.see(layer, start, None) for layer in queries]
+        return self.observation(parts, start, start + queries.shape[1])
 
     def see_pass(self, queries: torch.Tensor, rows: PassRows, rotary: Rotary | None) -> Any:
         """One layer's part of the observations of all requests of a pass.
