@@ -1,7 +1,8 @@
 """The greatest number of each row in two launches.
 
-torch reduces a row in one program, which is slow for few rows and a large vocabulary, and logits of
-16 bits would be converted first. Grid: (rows, parts of a row), then (rows).
+torch reduces a row in one program, which is slow for few rows and a large vocabulary; SGLang's own
+row_argmax wants float32, and for few rows gives a token beyond the vocabulary where all are NaN.
+Grid: (rows, parts of a row), then (rows).
 
 A number and its column are one integer: above, the number's bits in an order that integers have as
 well; below, the column with its bits flipped, so that of equal numbers the first is the greatest.

@@ -95,11 +95,9 @@ class Watch(ABC, Generic[Seen]):
 
     Attributes:
         undoes_rotary: `see` needs the layer's rotary embedding.
-        keeps_queries: an observation is the queries themselves, see `keep`.
     """
 
     undoes_rotary: bool = False
-    keeps_queries: bool = False
 
     @abstractmethod
     def first_wanted(self, start: int, prompt_tokens: int) -> int:

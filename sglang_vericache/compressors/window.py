@@ -78,7 +78,6 @@ class WindowWatch(Watch[QueryWindow]):
     """
 
     tokens: int
-    keeps_queries = True
 
     def first_wanted(self, start: int, prompt_tokens: int) -> int:
         return max(start, prompt_tokens - self.tokens)

@@ -75,8 +75,8 @@ class QueryCapture:
     def _see(self, q: torch.Tensor, layer: Any, rows: PassRows) -> None:
         if not self._parts:
             self._held = self._held and q.untyped_storage().nbytes() <= HELD_BYTES
-        if self._held:
             self._heads = layer.tp_q_head_num, layer.qk_head_dim
+        if self._held:
             self._parts.append(q)
             return
         heads = q.view(q.shape[0], layer.tp_q_head_num, layer.qk_head_dim)
@@ -103,7 +103,7 @@ class QueryCapture:
             starts, counts = [r.start for r in ranges], [r.end - r.start for r in ranges]
             self._rows = PassRows(starts, counts, [r.offset for r in ranges])
             # Of one request the copy is a single one in the end; several would need theirs anyway.
-            self._held = len(ranges) == 1 and self.watch.keeps_queries and self._outlive()
+            self._held = len(ranges) == 1 and not self.watch.undoes_rotary and self._outlive()
         try:
             yield
             # None when the pass replayed a graph, which does not come through Python.

@@ -77,16 +77,16 @@ def test_each_request_gets_its_own_queries():
 
 
 @pytest.mark.parametrize(
-    ("outlives", "least_bytes", "requests"),
+    ("outlives", "limit", "requests"),
     [(True, 1 << 20, 1), (True, 1, 1), (True, 1 << 20, 2), (False, 1 << 20, 1)],
     ids=["held", "too much to hold", "two requests", "in a graph"],
 )
-def test_queries_that_outlive_their_layer(monkeypatch, outlives, least_bytes, requests):
+def test_queries_that_outlive_their_layer(monkeypatch, outlives, limit, requests):
     """Catches queries that are read when their memory has been used again, the wrong tokens of
     those that are not copied one layer at a time, and a pass that is kept alive by what was seen.
     """
-    monkeypatch.setattr(query_capture, "HELD_BYTES", least_bytes)
-    held = outlives and least_bytes > 1 and requests == 1
+    monkeypatch.setattr(query_capture, "HELD_BYTES", limit)
+    held = outlives and limit > 1 and requests == 1
     backend, watch = Backend(outlives=held), CountingWatch(4)
     capture = QueryCapture(backend, watch, outlive=lambda: outlives)
     ranges = [CaptureRange("a", 100, 103, 2), CaptureRange("b", 7, 9, 8)][:requests]
