@@ -367,7 +367,7 @@ def common_flags(model: str) -> str:
     more = f" {shapes.FLAGS}" if model.startswith(shapes.PREFIX) else " --dtype bfloat16"
     return (
         "--attention-backend flashinfer --sampling-backend pytorch --grammar-backend none "
-        "--skip-server-warmup --disable-prefill-cuda-graph --mem-fraction-static 0.85 "
+        "--skip-server-warmup --mem-fraction-static 0.85 "
         f"--cuda-graph-max-bs-decode {largest}{more}"
     )
 
