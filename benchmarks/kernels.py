@@ -69,6 +69,7 @@ ROUNDS = (1, 2, 4)
 def time_us(calls: Sequence[Callable[[], object]]) -> float:
     """Microseconds of one call: the median over replays of a graph of many."""
     many = [calls[i % len(calls)] for i in range(CALLS_IN_GRAPH)]
+    torch.cuda.synchronize()  # what they read may still be on its way
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for call in calls:

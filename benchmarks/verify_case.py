@@ -107,7 +107,8 @@ class RowCase:
 
     def splits_of(self, config: AttentionConfig) -> int:
         processors = multiprocessors(self.query.device)
-        return split_count(config, self.pairs, self.table.shape[1], processors)
+        shape = self.shape
+        return split_count(config, shape.requests, shape.heads, self.table.shape[1], processors)
 
     def timed(self, config: AttentionConfig | None = None, splits: int | None = None) -> Timed:
         """Args: in place of the table's."""

@@ -91,10 +91,13 @@ def _cold(mine: Sequence[Record], theirs: Sequence[Record]) -> Iterator[str]:
         for side in (mine, theirs)
     ]
     if all(both):
-        one, other = (statistics.median(times) for times in both)
+        one, other = (
+            f"{statistics.median(times):.2f} {spread(statistics.quantiles(times, n=4))}"
+            for times in both
+        )
         yield (
-            f"uncached first token {one:.1f} ms {spread(both[0])}, baseline {other:.1f} "
-            f"{spread(both[1])}"
+            f"uncached first token {one} ms, baseline {other}: medians and quartiles of "
+            f"{len(both[0])} lone requests"
         )
 
 

@@ -1,6 +1,8 @@
 """Combining the splits of a view: by the last split to finish, or in a second launch.
 
-Both run the same code, so that one can be tested against the other.
+The last split saves a launch, but it is one program: of many rows it takes longer than the splits
+took, while a second launch shares them out. Both run the same code, so that one can be tested
+against the other.
 """
 
 from __future__ import annotations
@@ -19,16 +21,17 @@ MOST_AT_ONCE = tl.constexpr(8)
 
 @triton.jit
 def combine(
-    partial, statistics, output, request, head, active, num_splits,
+    partial, statistics, output, request, head, first, active, num_splits,
     HEADS: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, ROTATION: tl.constexpr,
 ):  # fmt: skip
-    """Write the output of one request and kv head from its ``active`` partial results.
+    """Write BLOCK_M rows of the output of one request and kv head, from row ``first`` on, from
+    its ``active`` partial results.
 
     ROTATION: block in which the result is rotated back; 0 for none.
     """
     ROWS: tl.constexpr = QUERIES * GROUP
-    m = tl.arange(0, BLOCK_M)
+    m = first + tl.arange(0, BLOCK_M)
     dims = tl.arange(0, BLOCK_D)
     place = ((request * HEADS + head) * num_splits).to(tl.int64) * ROWS
     running_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -83,7 +86,7 @@ def finish(
     if arrived == active - 1:
         tl.debug_barrier()
         combine(
-            partial, statistics, output, request, head, active, num_splits,
+            partial, statistics, output, request, head, 0, active, num_splits,
             HEADS, GROUP, QUERIES, DIM, BLOCK_D, BLOCK_M, ROTATION,
         )  # fmt: skip
         # Zero for the next launch, which the end of this one comes before.
@@ -97,11 +100,11 @@ def combine_splits(
     DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     LEAST_ROWS: tl.constexpr, ROTATION: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (kv heads, requests). Arguments as those of the attention kernels."""
-    head, request = tl.program_id(0), tl.program_id(1)
+    """Grid: (kv heads, blocks of rows, requests). Arguments as those of the attention kernels."""
+    head, block, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + request).to(tl.int32)
     _, _, active = split_bounds(length, num_splits, 0, BLOCK_N, LEAST_ROWS)
     combine(
-        partial, statistics, output, request, head, active, num_splits,
+        partial, statistics, output, request, head, block * BLOCK_M, active, num_splits,
         HEADS, GROUP, QUERIES, DIM, BLOCK_D, BLOCK_M, ROTATION,
     )  # fmt: skip

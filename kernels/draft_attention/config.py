@@ -139,18 +139,22 @@ def listed_dim(head_dim: int) -> int:
 
 
 @cache
-def split_count(config: AttentionConfig, pairs: int, table_width: int, multiprocessors: int) -> int:
+def split_count(
+    config: AttentionConfig, requests: int, heads: int, table_width: int, multiprocessors: int
+) -> int:
     """Splits of every view, from what the host knows: never from the lengths on the device.
 
     Programs of equal length end together where each multiprocessor gets as many: 12 requests of 8
     heads took 395 us in 13 splits, 9.5 programs a multiprocessor, and 369 us in 11, which are 8.
 
     Args:
-        pairs: requests times kv heads.
+        heads: kv heads, each of which has programs of its own.
         table_width: slots of a row, the longest that a view can be.
     """
-    pairs = max(pairs, 1)
-    wanted = int(config.rounds * multiprocessors * config.resident) // pairs
+    requests = max(requests, 1)
+    pairs = requests * heads
+    rounds = min(config.rounds, requests)  # the splits of one view are equally long
+    wanted = int(rounds * multiprocessors * config.resident) // pairs
     most = max(1, min(wanted, table_width // LEAST_SPLIT_ROWS))
 
     def full(splits: int) -> float:

@@ -28,6 +28,9 @@ from sglang_vericache.kernels.pool_format import PoolStorage
 from sglang_vericache.kernels.row_codec import INTERPRETED, TRITON_DTYPES, rotation_of, typed
 
 LEAST_D = 16  # what tensor cores take at a time
+# Of the launch that combines: rows of a program, few so that the results of many splits are asked
+# for at once, and there are many programs.
+SHARED_ROWS, COMBINE_WARPS = 4, 2
 
 
 def draft_attention(
@@ -46,7 +49,7 @@ def draft_attention(
     """As `reference.draft_attention`, without reading anything back: graphs can be captured.
 
     Args:
-        workspace: see there; one launch fewer.
+        workspace: see there; one launch fewer where few rows are combined.
         config: in place of the table's.
         num_splits: in place of the count derived from the batch and the table's width, however few
             rows each of them has.
@@ -105,23 +108,18 @@ def _attend(
     least_rows = 0
     if num_splits is None:
         processors = multiprocessors(query.device)
-        num_splits = split_count(config, pairs, row_table.shape[1], processors)
+        num_splits = split_count(config, batch, storage.heads, row_table.shape[1], processors)
         least_rows = LEAST_SPLIT_ROWS
     int4 = kind_of(storage) == "int4"
     direct = num_splits == 1 and not int4
-    fused = workspace is not None and not direct
-    if direct:
-        partial = statistics = counters = None
-    elif fused:
-        workspace.check(pairs, pairs * num_splits * per_pair, dim)
-        partial, statistics, counters = (
-            workspace.partial,
-            workspace.statistics,
-            workspace.counters,
-        )
-    else:
-        own = Workspace(0, pairs * num_splits * per_pair, dim, query.device)
-        partial, statistics, counters = own.partial, own.statistics, None
+    fused = workspace is not None and not direct and per_pair <= TENSOR_CORE_ROWS
+    partial = statistics = counters = None
+    if not direct:
+        partial_rows = pairs * num_splits * per_pair
+        memory = workspace or Workspace(0, partial_rows, dim, query.device)
+        memory.check(pairs if fused else 0, partial_rows, dim)
+        partial, statistics = memory.partial, memory.statistics
+        counters = memory.counters if fused else None
     shared = dict(
         row_table=row_table,
         rows=rows,
@@ -144,7 +142,7 @@ def _attend(
         CAPPED=logit_cap > 0.0,
         FUSED=fused,
         LEAST_ROWS=least_rows,
-        COMBINE_M=triton.next_power_of_2(per_pair),
+        COMBINE_M=triton.next_power_of_2(per_pair if fused else min(per_pair, SHARED_ROWS)),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
@@ -154,7 +152,8 @@ def _attend(
     else:
         _launch_dense(grid, query, new, storage, layer, direct, config.ahead, shared)
     if not (direct or fused):
-        combine_splits[(storage.heads, batch)](
+        blocks = triton.cdiv(per_pair, shared["COMBINE_M"])
+        combine_splits[(storage.heads, blocks, batch)](
             partial,
             statistics,
             lengths,
@@ -166,7 +165,7 @@ def _attend(
                 for name in ("HEADS", "GROUP", "QUERIES", "DIM", "BLOCK_N", "BLOCK_D", "LEAST_ROWS")
             },
             BLOCK_M=shared["COMBINE_M"],
-            num_warps=4,
+            num_warps=COMBINE_WARPS,
         )
     return output
 

@@ -16,8 +16,9 @@ from sglang_vericache.kernels.pool_format import PoolStorage
 class Workspace:
     """Buffers that successive launches share, so that a captured graph holds no memory for them.
 
-    With one, the last split to finish combines the others' results: one launch a layer. Without,
-    the buffers are taken from torch at each call and a second launch combines.
+    With one, the last split to finish combines the others' results, where those are few rows: one
+    launch a layer. Without, the buffers are taken from torch at each call and a second launch
+    combines.
 
     Precondition: launches that use one workspace follow each other on one stream.
 
@@ -45,10 +46,10 @@ class Workspace:
         partial_rows = 0
         for query_rows in range(group, max_queries * group + 1, group):
             config = config_of(storage, query_rows)
-            for pairs in range(heads, max_batch * heads + 1, heads):
-                splits = split_count(config, pairs, table_width, multiprocessors(device))
+            for batch in range(1, max_batch + 1):
+                splits = split_count(config, batch, heads, table_width, multiprocessors(device))
                 if splits > 1 or kind_of(storage) == "int4":  # else nothing is combined
-                    partial_rows = max(partial_rows, pairs * splits * query_rows)
+                    partial_rows = max(partial_rows, batch * heads * splits * query_rows)
         return cls(max_batch * heads, partial_rows, storage.head_dim, device)
 
     def check(self, pairs: int, partial_rows: int, dim: int) -> None:

@@ -230,27 +230,34 @@ def test_workspace_is_enough():
 
 
 @needs_triton
-@pytest.mark.parametrize("pairs", [1, 3, 96, 384, 768, 5000])
+@pytest.mark.parametrize(
+    ("requests", "heads"), [(1, 1), (1, 8), (3, 1), (12, 8), (128, 3), (256, 3), (625, 8)]
+)
 @pytest.mark.parametrize("processors", [8, 108, 132])
-def test_splits_end_together(pairs, processors):
+def test_splits_end_together(requests, heads, processors):
     """Catches multiprocessors with one program more than others for nothing, more splits than the
-    table's rounds allow or the rows are worth, and none at all."""
+    table's rounds allow or the rows are worth, none at all, and several rounds of programs that
+    are equally long."""
     from sglang_vericache.kernels.draft_attention.config import (
         LEAST_SPLIT_ROWS,
+        MANY_ROWS,
         TABLE,
         split_count,
     )
+
+    pairs = requests * heads
 
     def share(splits: int) -> float:
         each = pairs * splits / processors
         return each / -(-pairs * splits // processors)
 
-    for config in TABLE.values():
-        most = max(1, int(config.rounds * config.resident * processors) // pairs)
-        splits = split_count(config, pairs, 1 << 20, processors)
+    for config in (*TABLE.values(), *MANY_ROWS.values()):
+        rounds = min(config.rounds, requests)
+        most = max(1, int(rounds * config.resident * processors) // pairs)
+        splits = split_count(config, requests, heads, 1 << 20, processors)
         assert most - most // 4 <= splits <= most
         assert share(splits) >= share(most)
-        assert split_count(config, pairs, 3 * LEAST_SPLIT_ROWS, processors) <= 3
+        assert split_count(config, requests, heads, 3 * LEAST_SPLIT_ROWS, processors) <= 3
 
 
 @needs_triton
