@@ -266,7 +266,7 @@ class VeriCacheWorker(BaseSpecWorker):
         choice = self.rotation.paced(choice)
         plan = self.planner.plan(states, reasons, committed, remaining, choice)
         self.rotation.check(batch.reqs, states, committed, plan)
-        plain_steps = self.planner.plain_steps(plan, states, committed, choice)
+        plain_steps = self.planner.plain_steps(plan, states, committed, remaining, choice)
         self._tell_pace(plan, plain_steps)
         account = StepAccount(states, committed, reasons, plan, plain_steps)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,8 +26,8 @@ Tick = Callable[[str], None]
 # Equal parts of a closed loop, for its median and spread: as many as a lone request is timed.
 WINDOWS = 7
 # Lone requests of which nothing is cached, after a first one, and the tokens of each: the first one
-# of an answer that goes on, as users wait for it.
-COLD_REQUESTS, COLD_TOKENS = 40, 16
+# of an answer that goes on, as users wait for it. The server is idle before each for so long.
+COLD_REQUESTS, COLD_TOKENS, COLD_IDLE_S = 40, 16, 0.1
 # How a fixed set was sent; older figures do not say, theirs was sent prompt by prompt.
 IN_ONE_REQUEST = "in one request"
 
@@ -139,6 +140,7 @@ def _cold(client: StreamingClient, prompt: Sequence[int], tick: Tick) -> list[fl
     for first in range(1, COLD_REQUESTS + 2):
         tick("uncached requests")
         first %= len(prompt)
+        time.sleep(COLD_IDLE_S)
         [answer] = client.fixed_set([[*prompt[first:], *prompt[:first]]], COLD_TOKENS)
         times.append(answer.stream.first_token_s)
     return times[1:]

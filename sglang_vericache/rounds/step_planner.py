@@ -85,14 +85,20 @@ class StepPlanner:
         plan: RoundPlan,
         states: Sequence[RequestState],
         committed: Sequence[int],
+        remaining: Sequence[int],
         choice: Choice,
     ) -> int:
-        """Tokens to decode plainly in this step, one after the other; asked once a step."""
+        """Tokens to decode plainly in this step, one after the other; asked once a step.
+
+        What outputs do not need any more would be computed in vain, and who comes next would wait
+        for it. Arguments as those of `plan`.
+        """
         follows_prefill, self._follows_prefill = self._follows_prefill, False
         self._behind_prefills += (follows_prefill - self._behind_prefills) / LAST_STEPS
         if not plan.only_plain or any(states[i].token_by_token for i in plan.plain):
             return 1
         most = min(choice.plain_steps, self.config.verify_width)
+        most = min(most, max(remaining[i] for i in plan.plain))
         if follows_prefill:
             others = sum(committed[i] > states[i].prompt_tokens for i in plan.plain)
             most = min(most, 1 + others // REQUESTS_OF_A_TOKEN)

@@ -121,7 +121,7 @@ def test_plain_decoding_drops_what_was_drafted():
     assert made.only_plain and made.ends_round
     assert (
         StepPlanner(CONFIG, LAST, True).plain_steps(
-            made, [state(15)], [1010], Choice(0, False, 0, 8)
+            made, [state(15)], [1010], [100], Choice(0, False, 0, 8)
         )
         == 8
     )
@@ -132,7 +132,7 @@ def test_first_tokens_do_not_wait_for_several_plain_steps():
     planner, choice = StepPlanner(CONFIG, LAST, True), Choice(0, False, 0, 8)
     made, _ = plan([state()], choice=choice, reasons=[PLAIN_IS_FASTER])
     planner.prefill()
-    steps = [planner.plain_steps(made, [state()], [1010], choice) for _ in range(3)]
+    steps = [planner.plain_steps(made, [state()], [1010], [100], choice) for _ in range(3)]
     assert steps == [1, 8, 8]
 
 
@@ -156,16 +156,29 @@ def test_many_others_do_not_wait_for_each_first_token(old, new, token_by_token, 
     committed = [1010] * old + [1000] * new
     made, _ = plan(states, choice=choice, reasons=[PLAIN_IS_FASTER] * len(states))
     planner.prefill()
-    assert planner.plain_steps(made, states, committed, choice) == tokens
+    assert planner.plain_steps(made, states, committed, [100] * len(states), choice) == tokens
 
 
 def test_plain_steps_end_with_the_context():
     planner = StepPlanner(CONFIG, LAST, True)
     made, _ = plan([state()], choice=Choice(0, False, 0, 8), reasons=[PLAIN_IS_FASTER])
     for committed, expected in ((4000, 8), (4093, 3), (4095, 1)):
-        assert planner.plain_steps(made, [state()], [committed], Choice(0, False, 0, 8)) == expected
+        steps = planner.plain_steps(made, [state()], [committed], [100], Choice(0, False, 0, 8))
+        assert steps == expected
     one = [state(token_by_token=True)]
-    assert planner.plain_steps(made, one, [1010], Choice(0, False, 0, 8)) == 1
+    assert planner.plain_steps(made, one, [1010], [100], Choice(0, False, 0, 8)) == 1
+
+
+@pytest.mark.parametrize(
+    ("remaining", "expected"), [([9], 8), ([3], 3), ([1], 1), ([0], 1), ([2, 30], 8), ([2, 5], 5)]
+)
+def test_plain_steps_end_with_the_outputs(remaining, expected):
+    """Catches tokens behind the end of the last output, which whoever comes next would wait for,
+    and an output that is cut where another one ends."""
+    planner, choice = StepPlanner(CONFIG, LAST, True), Choice(0, False, 0, 8)
+    states = [state() for _ in remaining]
+    made, _ = plan(states, choice=choice, reasons=[PLAIN_IS_FASTER] * len(states))
+    assert planner.plain_steps(made, states, [1010] * len(states), remaining, choice) == expected
 
 
 @pytest.mark.parametrize(
@@ -188,5 +201,5 @@ def test_prompts_keep_coming(behind, come):
     for follows in behind:
         if follows == "1":
             planner.prefill()
-        planner.plain_steps(made, [state()], [1010], choice)
+        planner.plain_steps(made, [state()], [1010], [100], choice)
     assert planner.prompts_keep_coming == come
