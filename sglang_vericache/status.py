@@ -24,6 +24,7 @@ def status_of(worker: Any) -> dict[str, Any]:
         "rounds_in_parts": worker.pace.rounds_in_parts,
         "plain_together": worker.pace.plain_together,
         "rounds_ahead": worker.planner.rounds_ahead,
+        "cached_prefills": worker.cached_prompts.passes,
         "admission": {"together": worker.admission.together, "held": worker.admission.held},
         "verify_attention": worker.verifier.attention,
         "hooks": applied_hooks(),

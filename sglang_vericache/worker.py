@@ -24,7 +24,7 @@ from sglang_vericache.config import AUTO, VeriCacheConfig
 from sglang_vericache.draft.backend import DraftAttentionBackend
 from sglang_vericache.draft.drafter import Drafter
 from sglang_vericache.draft.graphs import DraftGraphs, draft_sizes
-from sglang_vericache.draft.query_capture import CaptureRange, QueryCapture
+from sglang_vericache.draft.query_capture import QueryCapture
 from sglang_vericache.draft.rotary import ModelRotary
 from sglang_vericache.draft.step import DraftStep
 from sglang_vericache.draft_input import PendingTokens
@@ -36,6 +36,7 @@ from sglang_vericache.kernels.commit_rows import commit_rows
 from sglang_vericache.kernels.layer_buffers import LayerBuffers
 from sglang_vericache.metrics import DraftCounters, RowBytes
 from sglang_vericache.phase_clock import PhaseClock
+from sglang_vericache.plain.cached_prompts import CachedPrompts
 from sglang_vericache.plain.decoder import decode_plainly
 from sglang_vericache.plain.recompute import Recompute
 from sglang_vericache.plain.score_only import mark_scoring
@@ -134,6 +135,7 @@ class VeriCacheWorker(BaseSpecWorker):
         main = self.token_to_kv_pool_allocator.get_kvcache()
         layers = range(self.pool.storage.layers)
         own, deterministic = None, get_exec().deterministic.enable_deterministic_inference
+        self.cached_prompts = CachedPrompts(self.target_worker, deterministic)
         backend = self.model_runner.attn_backend
         preferred = is_preferred(torch.device(self.pool.device), backend)
         if self.config.verifies_with_kernel(preferred, deterministic):
@@ -223,25 +225,20 @@ class VeriCacheWorker(BaseSpecWorker):
         self.admission.prefill(batch.extend_num_tokens, loaded / ASSUMED_LINK_RATE)
         if on_publish is not None:  # known before the pass: the next step need not wait for it
             on_publish(batch.seq_lens)
-        with self.capture.during(self._capture_ranges(batch)):
-            result = self.target_worker.forward_batch_generation(batch)
+        least = self.config.min_context_tokens if self.drafting else None
+        ranges = self.capture.ranges_of(batch, self._may_draft, least)
+        if not ranges and self.cached_prompts.are_all(batch):
+            result = self.cached_prompts.run(batch)
+        else:
+            with self.capture.during(ranges):
+                result = self.target_worker.forward_batch_generation(batch)
         self.admission.launched()
         result.new_seq_lens = batch.seq_lens
         result.next_draft_input = PendingTokens(result.next_token_ids.to(torch.int64))
         return result
 
-    def _capture_ranges(self, batch: ScheduleBatch) -> list[CaptureRange]:
-        """What the scorer wants to see of those requests that will draft."""
-        ranges, offset = [], 0
-        for req, start, count in zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True):
-            total = len(req.full_untruncated_fill_ids)
-            drafts = self.drafting and total >= self.config.min_context_tokens
-            # A prompt that is in the cache computes its last token again: nothing to be learnt.
-            known = total - start == 1 and self.capture.observation(req.rid) is None
-            if drafts and not known and draft_obstacle(req, options_of(req, self.config)) is None:
-                ranges.append(self.capture.range_of(req.rid, start, count, total, offset))
-            offset += count
-        return [r for r in ranges if r is not None]
+    def _may_draft(self, req: Any) -> bool:
+        return draft_obstacle(req, options_of(req, self.config)) is None
 
     def _decode(self, batch: ScheduleBatch, on_publish) -> GenerationBatchResult:
         pending = batch.spec_info.bonus_tokens

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.serving.figures import LEAST_STEADY_S, LEAST_STEADY_TOKENS, Divergence
+from benchmarks.serving.lone_first_tokens import first_token_notes
 from benchmarks.serving.measure import median_run
 from benchmarks.serving.rates import ALL_RUN, CLOSED, LONE, WHOLE, Basis
 from benchmarks.serving.selection import MOST_REPETITION
-from benchmarks.serving.wording import milliseconds, spread
+from benchmarks.serving.wording import milliseconds
 
 Record = dict[str, Any]
 
@@ -36,7 +36,7 @@ def decode_notes(basis: Basis, ours: Sequence[Record], plain: Sequence[Record]) 
         "between tokens, those that came together sharing their time, "
         f"{_times(run, other, 'between_tokens_even_s')}"
     )
-    yield from _cold(ours, plain)
+    yield from first_token_notes(ours, plain)
     yield from _outputs(mine, theirs)
 
 
@@ -83,22 +83,6 @@ def _fixed_set(basis: Basis, mine: Record, theirs: Record) -> Iterator[str]:
         yield f"while all of it run {_ratio(one, other, 'steady')}"
     if "steady_s" in one and "steady_s" in other:
         yield (f"all of it run for {one['steady_s']:.2f} s (baseline {other['steady_s']:.2f})")
-
-
-def _cold(mine: Sequence[Record], theirs: Sequence[Record]) -> Iterator[str]:
-    both = [
-        [1000 * t for figures in side for t in figures.get("cold_first_token_s", ())]
-        for side in (mine, theirs)
-    ]
-    if all(both):
-        one, other = (
-            f"{statistics.median(times):.2f} {spread(statistics.quantiles(times, n=4))}"
-            for times in both
-        )
-        yield (
-            f"uncached first token {one} ms, baseline {other}: medians and quartiles of "
-            f"{len(both[0])} lone requests"
-        )
 
 
 def _outputs(mine: Record, theirs: Record) -> Iterator[str]:

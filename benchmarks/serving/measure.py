@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from benchmarks.serving.figures import (
     whole_rate,
     window_rates,
 )
+from benchmarks.serving.lone_first_tokens import measure_first_tokens
 from benchmarks.serving.prompts import repetition
 from benchmarks.serving.server import ServingServer
 
@@ -25,9 +25,6 @@ from benchmarks.serving.server import ServingServer
 Tick = Callable[[str], None]
 # Equal parts of a closed loop, for its median and spread: as many as a lone request is timed.
 WINDOWS = 7
-# Lone requests of which nothing is cached, after a first one, and the tokens of each: the first one
-# of an answer that goes on, as users wait for it. The server is idle before each for so long.
-COLD_REQUESTS, COLD_TOKENS, COLD_IDLE_S = 40, 16, 0.1
 # How a fixed set was sent; older figures do not say, theirs was sent prompt by prompt.
 IN_ONE_REQUEST = "in one request"
 
@@ -88,7 +85,7 @@ def measure(
         figures["closed"] = _closed(loop)
         server.settle()
     if len(prompts) == 1:
-        figures["cold_first_token_s"] = _cold(client, prompts[0], tick)
+        figures["lone_first_token_s"] = measure_first_tokens(client, prompts[0], tick)
     return figures
 
 
@@ -128,22 +125,6 @@ def latencies(answers: Sequence[Answer]) -> dict[str, Any]:
         "between_tokens_s": percentiles([gap for s in watched for gap in s.gaps_s()]),
         "between_tokens_even_s": percentiles([gap for s in watched for gap in s.even_gaps_s()]),
     }
-
-
-def _cold(client: StreamingClient, prompt: Sequence[int], tick: Tick) -> list[float]:
-    """Times to first token of lone requests of which nothing is cached.
-
-    Each prompt begins with another token of ``prompt``. Flushing the cache between them would also
-    give the device's memory back, which the next request would then ask for again.
-    """
-    times = []
-    for first in range(1, COLD_REQUESTS + 2):
-        tick("uncached requests")
-        first %= len(prompt)
-        time.sleep(COLD_IDLE_S)
-        [answer] = client.fixed_set([[*prompt[first:], *prompt[:first]]], COLD_TOKENS)
-        times.append(answer.stream.first_token_s)
-    return times[1:]
 
 
 def tokens_per_round(answers: Sequence[Answer]) -> float | None:

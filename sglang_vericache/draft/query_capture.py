@@ -96,6 +96,28 @@ class QueryCapture:
         first, end = self.watch.first_wanted(start, prompt_tokens), start + count
         return CaptureRange(rid, first, end, offset + first - start) if first < end else None
 
+    def ranges_of(
+        self, batch: Any, drafts: Callable[[Any], bool], least: int | None
+    ) -> list[CaptureRange]:
+        """What is wanted of each request of a prefill, where anything is.
+
+        Args:
+            batch: SGLang's ScheduleBatch, or anything with its lengths.
+            drafts: whether a request may draft at all.
+            least: tokens of the shortest context that drafts; None where nobody does.
+        """
+        if least is None:
+            return []
+        ranges, offset = [], 0
+        for req, start, count in zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True):
+            total = len(req.full_untruncated_fill_ids)
+            # A prompt that is in the cache computes its last token again: nothing to be learnt.
+            known = total - start == 1 and self.observation(req.rid) is None
+            if total >= least and not known and drafts(req):
+                ranges.append(self.range_of(req.rid, start, count, total, offset))
+            offset += count
+        return [r for r in ranges if r is not None]
+
     @contextmanager
     def during(self, ranges: Sequence[CaptureRange]) -> Iterator[None]:
         """Observe the queries of ``ranges`` in the extend forward inside."""

@@ -235,7 +235,7 @@ class Rotation:
         self._idle = len(idle)
         if self.watch is not None:
             tell(self.watch, reqs, states, committed, plan, self._short)
-        if not plan.plain and not plan.draft and not plan.verify:
+        if idle and not plan.plain and not plan.draft and not plan.verify:
             self.counters.attached += len(self.residency.arrive(IDLE_WAIT_S))
 
     def _runner(self, seat: Seat, state: RequestState, committed: int) -> Runner:

@@ -54,14 +54,19 @@ class StepPlanner:
         """Args:
         reasons: why a request does not draft; where its output ends, that is written here.
         committed: tokens of each request whose KV is computed.
-        remaining: tokens that each request may still make.
+        remaining: tokens that each request may still make. With none it does nothing: under overlap
+            scheduling its end is found in a result that is still on its way.
         """
         self._step += 1
         if None not in reasons:  # nobody drafts, often hundreds of requests
-            return RoundPlan(tuple(i for i, state in enumerate(states) if state.full), (), ())
+            reads = (i for i, state in enumerate(states) if state.full and remaining[i] > 0)
+            return RoundPlan(tuple(reads), (), ())
         ahead = self.ahead and all(state.steady for state in states)
         candidates = []
         for i, state in enumerate(states):
+            if remaining[i] <= 0:
+                reasons[i] = END_OF_OUTPUT
+                continue
             room = min(
                 self._most(state, choice), remaining[i] - 1, self.max_position - committed[i]
             )
@@ -71,7 +76,7 @@ class StepPlanner:
             one = Candidate(i, drafts, state.drafted, room, state.group, full, rotates)
             one.enough = state.horizon
             if ahead and drafts and state.drafted:
-                one.ahead = self._room_ahead(state, committed[i], remaining[i], choice)
+                one.ahead = self._room_ahead(state, room, committed[i], remaining[i], choice)
             candidates.append(one)
         if ahead:
             plan = plan_ahead(candidates, choice.share, choice.behind)
@@ -115,12 +120,14 @@ class StepPlanner:
         return max(min(state.horizon, choice.horizon), min(state.drafted, state.deepest))
 
     def _room_ahead(
-        self, state: RequestState, committed: int, remaining: int, choice: Choice
+        self, state: RequestState, room: int, committed: int, remaining: int, choice: Choice
     ) -> int:
-        """Whatever the verification of what it has drafted will accept, which may be nothing or
-        all of it."""
+        """Behind a verification that may accept nothing of what is drafted, or all of it. What lies
+        behind the end of an output in the latter case is not drafted: it is likely in vain, and who
+        comes next would wait for it."""
         if state.released or state.grows_next:
             return 0
         longest = committed + state.drafted + 1
         most = min(state.horizon, choice.horizon)
-        return min(most, remaining - 2, self.max_position - longest)
+        left = remaining - min(state.drafted, room) - 1  # of the output
+        return min(most, left - 1, self.max_position - longest)

@@ -43,4 +43,5 @@ def test_prompts_that_come_back_from_the_host(offload_reference, logs, policy):
     assert loaded > sum(len(call.prompt) for call in reference.calls) / 2
     assert sum(answer.cached_tokens for answer in again.values()) >= loaded
     assert status["requests"] == 0 and status["spans"]["reused"] > 0
+    assert status["cached_prefills"] > 0
     assert not status["offload"]["active"]

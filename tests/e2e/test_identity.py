@@ -63,6 +63,7 @@ def test_tiny_snapkv(tiny_reference, logs):
     spans = status["spans"]
     assert spans["built"] > 0 and spans["reused"] > 0
     assert spans["scored_with_computed"] > 0
+    assert status["cached_prefills"] > 0
     for name, answer in answers.items():
         if answer.chunks:
             assert all(size > 0 for size in answer.chunks), f"{name}: an empty chunk"

@@ -19,6 +19,7 @@ pytest.importorskip("aiohttp")
 from benchmarks import render, rows
 from benchmarks.serving import __main__ as command
 from benchmarks.serving import client, server, side
+from benchmarks.serving.lone_first_tokens import KINDS
 
 STAND_IN = Path(__file__).with_name("bench_stand_in.py")
 CASES = ("--case", "mine:80:3", "--case", "one:60:1")
@@ -88,7 +89,9 @@ def test_a_comparison_in_two_calls(tmp_path, capsys):
         *("prompts", "prefill", "first run", "runs", "closed loop", "loop's end", "flush")
     ]
     assert list(known[0]["spent_s"]["one"]) == [
-        *("prompts", "prefill", "first run", "runs", "uncached requests", "flush")
+        *("prompts", "prefill", "first run", "runs"),
+        *(f"{kind} requests" for kind in KINDS),
+        "flush",
     ]
     loop = known[1]["cases"]["mine"]["closed"]
     assert len(loop["rates"]) == 7 and loop["tokens_per_round"] == pytest.approx(4.0, rel=0.05)
@@ -108,6 +111,8 @@ def test_a_comparison_in_two_calls(tmp_path, capsys):
         ]
         assert all(row.simulated_acceptance == LABEL for row in found)
     steady, whole, looped, lone = found
+    assert "first tokens of lone requests: uncached " in lone.note
+    assert "; cached, at once " in lone.note and "s or at once after another one)" in lone.note
     assert "sent in one request" in steady.note and "rate while all run" in steady.note
     assert re.search(r"all began within \d\d? ms", steady.note)
     assert "from sending to the last token; 2 runs" in whole.note

@@ -9,6 +9,7 @@ import pytest
 
 from sglang_vericache.config import VeriCacheConfig
 from sglang_vericache.rounds.pace import Choice
+from sglang_vericache.rounds.policy import RoundPlan
 from sglang_vericache.rounds.step_planner import StepPlanner
 from sglang_vericache.support import END_OF_OUTPUT, PLAIN_IS_FASTER
 
@@ -51,8 +52,10 @@ def test_both_orders():
     ("what", "verified", "ahead"),
     [
         pytest.param({"remaining": 400}, 15, 15, id="far-from-any-end"),
-        # One token at least comes out of the verification, and the last needs no draft.
-        pytest.param({"remaining": 9}, 8, 7, id="end-of-output"),
+        # All may be accepted, and the last token needs no draft: more would be in vain.
+        pytest.param({"remaining": 9}, 8, 0, id="end-of-output"),
+        pytest.param({"remaining": 20}, 15, 3, id="near-the-end-of-output"),
+        pytest.param({"remaining": 17}, 15, 0, id="one-token-behind"),
         pytest.param({"remaining": 2}, 1, 0, id="last-token-but-one"),
         # All may be accepted: 16 tokens from 4070 on, and rotary positions end at 4095.
         pytest.param({"committed": 4070, "states": [state(15, 4000)]}, 15, 9, id="end-of-context"),
@@ -114,6 +117,19 @@ def test_drafted_ahead_beyond_the_end_of_an_output():
 def test_the_end_of_an_output():
     made, reasons = plan([state(15), state(15)], remaining=1)
     assert made.plain == (0, 1) and reasons == [END_OF_OUTPUT] * 2
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("reason", [None, PLAIN_IS_FASTER])
+def test_behind_the_end_of_an_output(ahead, reason):
+    """Catches a step for nobody, in which its last result is still on its way to the host: who
+    comes next would wait for it."""
+    made, reasons = plan([state(15)], remaining=0, ahead=ahead, reasons=[reason])
+    assert made == RoundPlan((), (), ()) and reasons == [END_OF_OUTPUT if not reason else reason]
+    planner, states = StepPlanner(CONFIG, LAST, ahead), [state(15), state(15)]
+    made = planner.plan(states, [reason] * 2, [1010] * 2, [0, 400], CHOICE)
+    at = {i for i, _ in (*made.verify, *made.ahead, *made.draft)}
+    assert at | set(made.plain) == {1}
 
 
 def test_plain_decoding_drops_what_was_drafted():
