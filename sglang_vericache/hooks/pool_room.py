@@ -11,7 +11,7 @@ ADDED = "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.may_admit"
 def add_one_req(original, adder, req, has_chunked_req, truncation_align_size):
     """SGLang counts the tokens of detached requests as free, but each of them must be attached
     again; and a request that it refuses for want of room may fit once others are detached. Where
-    one fits, several may soon, and share a prefill."""
+    one fits, several may soon, and share a prefill; their prompts come meanwhile."""
     from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, AddReqResult
 
     cache = adder.tree_cache
@@ -23,7 +23,8 @@ def add_one_req(original, adder, req, has_chunked_req, truncation_align_size):
     alone = not (adder.can_run_list or adder.preempt_list or has_chunked_req)
     waiting = adder.waiting_queue_len if alone else 0
     if not cache.may_admit(req, remaining, growth, waiting):
-        return AddReqResult.OTHER
+        # The scheduler's loop ends with the first refusal, but for this answer.
+        return AddReqResult.CONTINUE if cache.looks_on() else AddReqResult.OTHER
     result = original(adder, req, has_chunked_req, truncation_align_size)
     if result != AddReqResult.NO_TOKEN:
         return result

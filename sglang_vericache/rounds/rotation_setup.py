@@ -15,6 +15,7 @@ from sglang_vericache.loader.copy import PlainCopier, StreamCopier
 from sglang_vericache.metrics import OffloadNumbers
 from sglang_vericache.rounds.admission import Admission
 from sglang_vericache.rounds.draft_room import DraftRoom
+from sglang_vericache.rounds.held_prompts import HeldPrompts
 from sglang_vericache.rounds.pace import Choice
 from sglang_vericache.rounds.policy import RoundPlan
 from sglang_vericache.rounds.prompt_fetch import LEAST_S, PromptFetch
@@ -101,10 +102,12 @@ def create_rotation(
         watch = StepWatch(link_tokens, config.horizon)
     if integrity is None:  # else a prefill mends what it reads
         least = max(int(LEAST_S * link_tokens), 1)
-        prompts = PromptFetch(residency, least, lambda: admission.prefill_s * link_tokens)
+        held = HeldPrompts(residency, config.verify_width)
+        prompts = PromptFetch(residency, least, lambda: admission.prefill_s * link_tokens, held)
     rotation = Rotation(
         *(residency, allocator, config.verify_width, config.fold_tail_tokens),
         *(watch, room, prompts),
     )
     cache.rotation = rotation
+    cache.held = None if prompts is None else prompts.held
     return rotation

@@ -32,6 +32,27 @@ class Admission(Protocol):
         """Whether the next of ``waiting`` requests, of which so many fit, is to wait for more."""
 
 
+class HeldPrompts(Protocol):
+    """Brings the prompts of requests that are not let in yet."""
+
+    looks_on: bool
+
+    def begin_pass(self) -> None:
+        """The scheduler asks about its waiting requests anew."""
+
+    def fitting(self, req: Req, remaining: int, growth: int) -> int:
+        """Requests like this one for which so many tokens are enough."""
+
+    def hold(self, req: Req, fitting: int, remaining: int) -> None:
+        """The first of the queue waits."""
+
+    def let_go(self) -> None:
+        """It does not."""
+
+    def pass_over(self, req: Req, remaining: int) -> None:
+        """One behind it."""
+
+
 class Rotation(Protocol):
     """Who detaches running requests."""
 
@@ -62,6 +83,7 @@ class VeriRadixCache(UnifiedRadixCache):
         self.listener: RequestListener | None = None
         self.rotation: Rotation | None = None
         self.admission: Admission | None = None
+        self.held: HeldPrompts | None = None
         super().__init__(params)
 
     def path_of(self, req: Req) -> tuple[PathNode, ...]:
@@ -137,14 +159,29 @@ class VeriRadixCache(UnifiedRadixCache):
             waiting: requests, this one included; 0 where others are admitted, or preempted for it,
                 in the same pass.
         """
-        rotation = self.rotation
+        rotation, held = self.rotation, self.held
+        if held is not None and held.looks_on:  # somebody before it waits
+            held.pass_over(req, remaining_tokens)
+            return False
         together = rotation is None or not rotation.lets_in_alone(req)
         if waiting and self.admission is not None and together:
-            # What the device has of the prompt may be locked by others: it counts as nothing.
-            own = len(req.full_untruncated_fill_ids) - req.prefix_len + growth_tokens
-            if self.admission.holds(remaining_tokens // max(own, 1), waiting):
+            if held is not None:
+                fitting = held.fitting(req, remaining_tokens, growth_tokens)
+            else:  # what the device has of the prompt may be locked by others
+                own = len(req.full_untruncated_fill_ids) - req.prefix_len + growth_tokens
+                fitting = remaining_tokens // max(own, 1)
+            if self.admission.holds(fitting, waiting):
+                if held is not None:
+                    held.hold(req, fitting, remaining_tokens)
                 return False
+        if held is not None:
+            held.let_go()
         return rotation is None or rotation.may_admit(req, remaining_tokens, growth_tokens)
+
+    def looks_on(self) -> bool:
+        """Whether the scheduler is to ask about the next waiting request after a refusal: that one
+        is not admitted either, but its prompt may be brought."""
+        return self.held is not None and self.held.looks_on
 
     def on_refusal(self, shortage_tokens: int) -> bool:
         """The scheduler refused a request for want of so many tokens. True when asking again may
@@ -172,6 +209,8 @@ class VeriRadixCache(UnifiedRadixCache):
 
     def check_hicache_events(self) -> None:
         super().check_hicache_events()
+        if self.held is not None:
+            self.held.begin_pass()
         if self.rotation is not None:
             self.rotation.poll()
 

@@ -49,6 +49,10 @@ class Loads:
     def __len__(self) -> int:
         return len(self._loads)
 
+    @property
+    def tokens(self) -> int:
+        return sum(load.job.tokens for load in self._loads.values())
+
     def on(self, nodes: set[int]) -> list[Load]:
         """Those that bring some of these nodes."""
         return [load for load in self._loads.values() if nodes & self._pending_nodes(load)]

@@ -210,6 +210,11 @@ class Residency:
         loads = self._loads.on(self._loads.nodes(node))
         return any(self._loads.is_under_way(load.job) for load in loads)
 
+    @property
+    def tokens_on_the_way(self) -> int:
+        """Of loads that still lock what they bring."""
+        return self._loads.tokens
+
     def arrive(self, timeout_s: float = 0.0) -> list[Seat]:
         """Attach the requests whose last copy has arrived, after waiting up to ``timeout_s`` for
         one; returns them."""

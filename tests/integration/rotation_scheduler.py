@@ -13,6 +13,7 @@ from sglang_vericache.metrics import SpanCounters
 from sglang_vericache.pool.allocator import SlotAllocator
 from sglang_vericache.rounds.agreement import Agreement
 from sglang_vericache.rounds.draft_room import DraftRoom
+from sglang_vericache.rounds.held_prompts import HeldPrompts
 from sglang_vericache.rounds.policy import RoundPlan
 from sglang_vericache.rounds.prompt_fetch import PromptFetch
 from sglang_vericache.rounds.request_state import RequestState
@@ -78,16 +79,19 @@ class Scheduler:
         drafts=None,
         ahead: bool = False,
         least_prompt: int | None = None,
+        held: HeldPrompts | None = None,
     ) -> None:
         self.world, self.drafts = world, drafts or Drafts(1 << 20)
         self.room = DraftRoom(
             self.drafts, self.drafts.states, world.cache.path_of, lambda req: self.drafts.budget
         )
-        prompts = None if least_prompt is None else PromptFetch(world.residency, least_prompt)
+        prompts = None
+        if least_prompt is not None:
+            prompts = PromptFetch(world.residency, least_prompt, held=held)
         self.rotation = Rotation(
             world.residency, world.allocator, WIDTH, push_tokens, watch, self.room, prompts
         )
-        world.cache.rotation = self.rotation
+        world.cache.rotation, world.cache.held = self.rotation, held
         self.waiting: list[tuple[list[int], int]] = []
         self.left: dict[str, int] = {}
         self.drafting: set[str] = set()
@@ -124,6 +128,7 @@ class Scheduler:
                 self.world.match(candidate)
             waiting = len(self.waiting) if first else 0
             if not self.world.cache.may_admit(candidate, remaining, output, waiting):
+                self.look_on()
                 return
             needed = len(text) + output + 1
             if needed > remaining:
@@ -150,6 +155,20 @@ class Scheduler:
             )
             if self.rng.random() >= self.plain:
                 self.drafting.add(req.rid)
+
+    def look_on(self) -> None:
+        """As SGLang's loop does, which asks about the next one where it is told to go on."""
+        for behind, (text, output) in enumerate(self.waiting[1:], 1):
+            if not self.world.cache.looks_on():
+                return
+            ahead = sum(self.left[r.rid] + WIDTH for r in self.world.requests)
+            candidate = Request(str(len(self.waiting) - behind), text)
+            self.world.match(candidate)
+            waiting = len(self.waiting)
+            admitted = self.world.cache.may_admit(
+                candidate, self.rotation.free - ahead, output, waiting
+            )
+            assert not admitted, "nobody overtakes"
 
     def retract(self) -> None:
         while self.world.requests:

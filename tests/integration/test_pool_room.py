@@ -24,14 +24,18 @@ class Cache:
 
     rotation = object()
 
-    def __init__(self, admits=True, makes_room=True, decodes=True) -> None:
+    def __init__(self, admits=True, makes_room=True, decodes=True, on=False) -> None:
         self.admits, self.makes_room, self.decodes = admits, makes_room, decodes
+        self.on = on
         self.asked: list = []
         self.shortages: list[int] = []
 
     def may_admit(self, req, remaining_tokens, growth_tokens, waiting) -> bool:
         self.asked.append((remaining_tokens, growth_tokens, waiting))
         return self.admits
+
+    def looks_on(self) -> bool:
+        return self.on
 
     def on_refusal(self, shortage_tokens) -> bool:
         self.shortages.append(shortage_tokens)
@@ -76,6 +80,13 @@ def test_an_answer_passes(result):
 def test_the_cache_refuses():
     """Catches admission that can never be undone: SGLang is not even asked."""
     assert add(Cache(admits=False), AddReqResult.CONTINUE) == AddReqResult.OTHER
+
+
+def test_the_cache_refuses_and_looks_on():
+    """The scheduler's loop goes on, and SGLang is asked about nobody."""
+    cache = Cache(admits=False, on=True)
+    assert add(cache, AddReqResult.NO_TOKEN) == AddReqResult.CONTINUE
+    assert cache.shortages == []
 
 
 def test_a_refusal_does_not_close_admission():

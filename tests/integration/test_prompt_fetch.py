@@ -18,6 +18,7 @@ from test_rotation import Foreseen  # noqa: E402
 from tree_world import Request, World, settings, text  # noqa: E402, F401
 
 from sglang_vericache.loader.copy import PlainCopier  # noqa: E402
+from sglang_vericache.rounds.held_prompts import HeldPrompts  # noqa: E402
 from sglang_vericache.rounds.prompt_fetch import PromptFetch  # noqa: E402
 
 
@@ -121,6 +122,78 @@ def test_it_is_not_held_for_others():
     assert scheduler.most_together > 1 and scheduler.rotation.numbers().prompts >= 3
     assert len(scheduler.done) == 12
     world.check_idle()
+    world.close()
+
+
+class Together:
+    """Lets requests in three at a time, where so many wait."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.held = world, 0
+
+    def holds(self, fitting: int, waiting: int) -> bool:
+        holds = bool(self.world.requests) and 0 < fitting < min(3, waiting)
+        self.held += holds
+        return holds
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5], ids=["private", "shared"])
+@pytest.mark.parametrize("device", [700, 1_500], ids=["tight", "roomy"])
+def test_prompts_of_held_requests(device, shared):
+    """Catches prompts that come only when their requests are let in; requests let in one by one
+    because their prompts have come, which takes less room than their whole; slots that stay
+    locked; and a queue that never moves on."""
+    world = World(device=device, host=9_000, copier=SlowCopier)
+    world.cache.admission = together = Together(world)
+    prompts = texts(8, 24, 90, 130, shared)
+    on_the_host(world, prompts)
+    held = HeldPrompts(world.residency, WIDTH, 30)
+    scheduler = Scheduler(world, watch=Foreseen(0.02), least_prompt=10_000, held=held)
+    scheduler.waiting = [(t, 20 + (n * 13) % 40) for n, t in enumerate(prompts)]
+    prefills = []
+    scheduler.run(20_000, lambda step: prefills.append(len(world.requests)))
+    assert held.brought >= 4 and scheduler.rotation.numbers().prompts == held.brought
+    assert together.held > 10 and not held.looks_on
+    assert scheduler.rotation.numbers().detachments == 0
+    assert len(scheduler.done) == 24
+    world.check_idle()
+    world.close()
+
+
+def test_one_that_was_held_goes_on_with_its_prompt():
+    """Catches a request that waits for others, and then for its prompt."""
+    world = World(device=450, host=3_000, copier=LateCopier)
+    fetch, req = waiting_prompt(world)
+    fetch.held = HeldPrompts(world.residency, WIDTH, 30)
+    assert fetch.concerns(req)
+    fetch.held.hold(req, 1, 400)
+    assert world.residency.comes(req.best_match_node) and not fetch.held.looks_on
+    assert not fetch.concerns(req) and not fetch.comes_first(req, 450)
+    assert fetch.brought == 1
+    # Its whole prompt counts, on the way and afterwards.
+    world.match(req)
+    on_the_way = world.residency.tokens_on_the_way
+    assert on_the_way > 100 and fetch.held.fitting(req, 390 - on_the_way, 10) == 3
+    fetch.held.hold(req, 1, 400)  # the same again
+    assert fetch.brought == 1
+    world.settle()
+    assert world.residency.tokens_on_the_way == 0 and fetch.held.fitting(req, 390, 10) == 3
+    world.close()
+
+
+def test_no_more_is_brought_than_fits():
+    """Catches a load that takes what the running requests are about to need."""
+    world = World(device=450, host=3_000)
+    _, req = waiting_prompt(world)
+    held = HeldPrompts(world.residency, WIDTH, 30)
+    held.hold(req, 3, req.host_hit_length + 2 * WIDTH - 1)
+    assert held.brought == 0 and not held.looks_on
+    held.let_go()
+    held.hold(req, 3, req.host_hit_length + 2 * WIDTH)
+    assert held.brought == 1 and held.looks_on and req in held
+    held.begin_pass()
+    assert not held.looks_on
+    world.settle()
     world.close()
 
 
