@@ -8,6 +8,7 @@ decodes. Places left empty for a while cost less.
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from collections.abc import Callable
 # Prefills that are looked back on: the shortest of them is what one costs whatever it computes. Of
 # more tokens than these it is not told from computing.
 PREFILLS, FEW_TOKENS = 8, 1024
+# Steps of which one is taken for the usual, by which what a prefill costs is told.
+STEPS = 16
 # Ends that tell how often one comes, and the fewest that do.
 ENDS, FEWEST_ENDS = 32, 4
 # Of the running requests' places, at most this part is waited for, and no longer than this.
@@ -31,6 +34,10 @@ class Admission:
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._prefill: float | None = None  # when it began
+        self._few = True
+        self._steps_since = 0
+        self._step: float | None = None  # when it began, unless a prefill came since
+        self._steps: deque[float] = deque(maxlen=STEPS)  # from each to the next one
         self._loading_s = self._launching_s = 0.0
         self._prefills: deque[float] = deque(maxlen=PREFILLS)
         self._ends: deque[float] = deque(maxlen=ENDS)
@@ -45,7 +52,11 @@ class Admission:
             loading_s: what bringing prompts from the host takes at most: it is not saved where
                 several of them come together.
         """
-        self._prefill = self._clock() if tokens <= FEW_TOKENS else None
+        now = self._clock()
+        if self._steps_since:
+            self._look_back(now)
+        self._prefill, self._few = now, tokens <= FEW_TOKENS
+        self._step, self._steps_since = None, 0
         self._since, self._loading_s, self._launching_s = None, loading_s, 0.0
 
     def launched(self) -> None:
@@ -56,16 +67,34 @@ class Admission:
 
     def step(self, running: int) -> None:
         """A decode step of so many requests begins."""
-        if self._prefill is not None:
-            took_s = self._clock() - self._prefill
-            self._prefills.append(max(took_s - self._loading_s, self._launching_s))
-            self._prefill = None
-        self._running = running
+        self._running, now = running, self._clock()
+        if self._prefill is None:
+            if self._step is not None:
+                self._steps.append(now - self._step)
+        elif self._steps_since:
+            self._look_back(now)
+        else:  # as far as is known by now
+            self._steps_since = 1
+            if self._few:
+                took_s = now - self._prefill
+                self._prefills.append(max(took_s - self._loading_s, self._launching_s))
+        self._step = now
+
+    def _look_back(self, now: float) -> None:
+        """A host that runs ahead goes on while the device still computes a prefill, and waits for
+        it a step later: what the step behind it took longer than others."""
+        assert self._prefill is not None
+        if self._few and self._steps:
+            took_s = now - self._prefill - statistics.median(self._steps)
+            self._prefills[-1] = max(took_s - self._loading_s, self._launching_s)
+        self._prefill, self._steps_since = None, 0
 
     def ended(self) -> None:
         """A request gives its place back."""
         self._ends.append(self._clock())
         self._running = max(self._running - 1, 0)  # until the next step tells
+        if not self._running:  # nothing may come for a while, which is no step's time
+            self._prefill, self._step, self._steps_since = None, None, 0
 
     @property
     def prefill_s(self) -> float:

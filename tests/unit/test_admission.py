@@ -163,6 +163,67 @@ def test_a_host_that_runs_ahead_waits_for_no_loading(requests):
     assert admission.together == 5
 
 
+def late(admission: Admission, clock: Clock, step_s: float, prefill_s: float, ends: int) -> None:
+    """Steps as a host that runs ahead sees them: a prefill is launched in no time, and the step
+    behind it begins at once and lasts longer."""
+    for n in range(ends):
+        admission.prefill(1)
+        clock.now += 0.002
+        admission.launched()
+        admission.step(28)
+        clock.now += prefill_s
+        for _ in range(3 if n % 2 else 1):
+            clock.now += step_s
+            admission.step(28)
+        admission.ended()
+
+
+def test_a_prefill_that_the_device_is_late_with():
+    """Catches one that seems to cost nothing since the host launches a single graph: each end let
+    one request in, and a step was three times as long."""
+    clock = Clock()
+    admission = Admission(clock)
+    late(admission, clock, 0.006, 0.018, 16)
+    assert admission.prefill_s == pytest.approx(0.02) and admission.together >= 5
+
+
+def test_steps_that_are_all_behind_prefills():
+    """Without a usual step nothing is told but what the host takes; with one, what follows at once
+    is the next prefill."""
+    clock = Clock()
+    admission = Admission(clock)
+    for known in (False, True):
+        if known:
+            for _ in range(3):
+                admission.step(28)
+                clock.now += 0.006
+        for _ in range(12):
+            admission.prefill(1)
+            clock.now += 0.002
+            admission.launched()
+            admission.step(28)
+            clock.now += 0.006 + 0.018
+        admission.prefill(1)
+        assert admission.prefill_s == pytest.approx(0.02 if known else 0.002)
+        clock.now += 0.02
+        admission.step(28)
+
+
+def test_a_pause_is_nobodys_time():
+    """Catches minutes without a request taken for what a prefill costs, or for a step."""
+    clock = Clock()
+    admission = Admission(clock)
+    late(admission, clock, 0.006, 0.018, 12)
+    for _ in range(12):
+        admission.prefill(1)
+        clock.now += 0.02
+        admission.step(1)
+        admission.ended()
+        clock.now += 60
+    late(admission, clock, 0.006, 0.018, 12)
+    assert admission.prefill_s == pytest.approx(0.02)
+
+
 def test_the_shortest_prefill_counts(busy):
     clock, admission = busy
     for seconds in (0.3, 0.2, 0.4):
