@@ -86,19 +86,17 @@ def measure_queue(
         "levels": {},
     }
     levels = [case.requests] if server.plugin else concurrencies(case)
+    tick("first run")  # draft views are built here
+    first = client.queue(prompts, case.tokens, levels[0])
+    figures["first_whole"] = whole_rate([answer.stream for answer in first])
     for level in levels:
-        tick(f"first run, {level} at once")
-        first = client.queue(prompts, case.tokens, level)
         runs = []
         for i in range(repeats):
             tick(f"run {i + 1}, {level} at once")
             before = server.status() or {}
             answers = client.queue(prompts, case.tokens, level)
             runs.append(_run(answers, before, server.status() or {}))
-        figures["levels"][str(level)] = {
-            "first_whole": whole_rate([answer.stream for answer in first]),
-            "runs": runs,
-        }
+        figures["levels"][str(level)] = {"runs": runs}
         outputs = [answer.output for answer in answers]
         if level == levels[0]:
             figures["outputs"] = outputs

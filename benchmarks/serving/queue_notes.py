@@ -31,7 +31,7 @@ def queue_notes(
     servers: str,
 ) -> Iterator[str]:
     one, other = median_queue_run(mine), median_queue_run(theirs)
-    at_once, level = best_level(theirs)
+    at_once, _ = best_level(theirs)
     yield (
         f"{mine['requests']} requests of {mine['context']} + {mine['tokens']} tokens released at "
         "once, all prompts in the host tier, greedy; all output tokens from the release to the "
@@ -41,10 +41,9 @@ def queue_notes(
         f"{len(rates)} runs {spread(rates)}, baseline {len(baseline)} runs {spread(baseline)}, "
         f"best with {at_once} sent at a time{_others(theirs, at_once)}; {servers}"
     )
-    first = best_level(mine)[1]["first_whole"]
     yield (
-        f"first run, draft views to build, {first:.0f} tokens/s (baseline "
-        f"{level['first_whole']:.0f})"
+        f"first run, draft views to build, {mine['first_whole']:.0f} tokens/s (baseline "
+        f"{theirs['first_whole']:.0f})"
     )
     yield (
         f"running on average {one['running'][0]:.1f}, at most {one['running'][1]:.0f} (baseline "
