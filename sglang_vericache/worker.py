@@ -243,8 +243,8 @@ class VeriCacheWorker(BaseSpecWorker):
     def _decode(self, batch: ScheduleBatch, on_publish) -> GenerationBatchResult:
         pending = batch.spec_info.bonus_tokens
         committed = batch.seq_lens_cpu.tolist()
-        self.admission.step(len(committed))
         states = self.requests.of(batch, committed)
+        self.admission.step(sum(not state.released for state in states))
         remaining = remaining_of(batch, committed)
         may_draft = self.keeper.may_draft if self.drafting else None
         choice = self.pace.begin(
@@ -258,8 +258,8 @@ class VeriCacheWorker(BaseSpecWorker):
             self.planner.prompts_keep_coming,
         )
         self.rotation.step(batch.reqs, states, committed, self.keeper.built)
-        if not all(state.steady for state in states):
-            self.pace.unusual()
+        if min(remaining) <= 0 or not all(state.steady for state in states):
+            self.pace.unusual()  # who has ended does nothing in it, or who rotates something else
         choice = self.rotation.paced(choice)
         plan = self.planner.plan(states, reasons, committed, remaining, choice)
         self.rotation.check(batch.reqs, states, committed, plan)

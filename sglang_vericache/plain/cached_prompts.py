@@ -37,6 +37,7 @@ class CachedPrompts:
             and not self._deterministic
             and batch.chunked_req is None
             and not batch.is_prefill_only
+            and batch.replace_embeds is None
             and all(count == 1 for count in batch.extend_lens)
             and all(start > 0 for start in batch.prefix_lens)
             and not any(is_token_by_token(req) for req in batch.reqs)

@@ -66,8 +66,12 @@ class Admission:
             self._launching_s = self._clock() - self._prefill
 
     def step(self, running: int) -> None:
-        """A decode step of so many requests begins."""
+        """A decode step of so many requests begins; none are left where it is for those that
+        ended since it was chosen."""
         self._running, now = running, self._clock()
+        if not running:
+            self._pause()
+            return
         if self._prefill is None:
             if self._step is not None:
                 self._steps.append(now - self._step)
@@ -93,8 +97,12 @@ class Admission:
         """A request gives its place back."""
         self._ends.append(self._clock())
         self._running = max(self._running - 1, 0)  # until the next step tells
-        if not self._running:  # nothing may come for a while, which is no step's time
-            self._prefill, self._step, self._steps_since = None, None, 0
+        if not self._running:
+            self._pause()
+
+    def _pause(self) -> None:
+        """Nothing may come for a while, which is no step's time."""
+        self._prefill, self._step, self._steps_since = None, None, 0
 
     @property
     def prefill_s(self) -> float:

@@ -6,9 +6,12 @@ they come while the requests wait, in the order of the queue, as far as there is
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
+from sglang_vericache.loader.planner import Place
 from sglang_vericache.tree.residency import Residency
 
 # Fewer tokens come in no time.
@@ -24,19 +27,26 @@ class HeldPrompts:
         verify_width: main slots that a running request may take in a step: a load under way cannot
             be retracted.
         least_tokens: on the host, from which a prompt is brought.
+        most_tokens: from which its request waits for it, as any other does (`PromptFetch`): a
+            prefill would wait for it too long.
 
     Attributes:
         brought: prompts so far.
     """
 
     def __init__(
-        self, residency: Residency, verify_width: int, least_tokens: int = LEAST_TOKENS
+        self,
+        residency: Residency,
+        verify_width: int,
+        least_tokens: int = LEAST_TOKENS,
+        most_tokens: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self.residency, self.verify_width = residency, verify_width
-        self.least_tokens = least_tokens
+        self.least_tokens, self.most_tokens = least_tokens, most_tokens
         self.brought = 0
         self._known: deque[str] = deque(maxlen=REMEMBERED)
-        self._seen = 0  # waiting requests that have been asked about since the first one waits
+        self._first = ""  # of the queue, which waits
+        self._seen = 0  # waiting requests that have been asked about since then
         self._places = 0  # of this pass, waiting requests that there is memory for
 
     def __contains__(self, req: Any) -> bool:
@@ -62,6 +72,10 @@ class HeldPrompts:
 
     def hold(self, req: Any, fitting: int, remaining: int) -> None:
         """The first of the queue waits, and there is memory for so many like it."""
+        if req.rid != self._first:
+            self._first, self._seen = req.rid, 0
+        if any(seat.place is not Place.ATTACHED for seat in self.residency.seats()):
+            return  # what there is memory for is theirs
         self._places = fitting if fitting > self._seen else 0
         self._seen = fitting
         if self._places:
@@ -87,5 +101,6 @@ class HeldPrompts:
         if missing + reserve > remaining or not residency.loader.alive:
             self._places = 0
         elif not residency.comes(req.last_node) and residency.bring(req.best_match_node):
-            self._known.append(req.rid)
             self.brought += 1
+            if missing < self.most_tokens():
+                self._known.append(req.rid)

@@ -102,8 +102,14 @@ def create_rotation(
         watch = StepWatch(link_tokens, config.horizon)
     if integrity is None:  # else a prefill mends what it reads
         least = max(int(LEAST_S * link_tokens), 1)
-        held = HeldPrompts(residency, config.verify_width)
-        prompts = PromptFetch(residency, least, lambda: admission.prefill_s * link_tokens, held)
+
+        def prefill_tokens() -> float:
+            return admission.prefill_s * link_tokens
+
+        held = HeldPrompts(
+            residency, config.verify_width, most_tokens=lambda: max(least, prefill_tokens())
+        )
+        prompts = PromptFetch(residency, least, prefill_tokens, held)
     rotation = Rotation(
         *(residency, allocator, config.verify_width, config.fold_tail_tokens),
         *(watch, room, prompts),

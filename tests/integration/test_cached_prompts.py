@@ -40,6 +40,7 @@ def batch_of(**more: Any) -> SimpleNamespace:
         chunked_req=None,
         is_prefill_only=False,
         is_extend_in_batch=True,
+        replace_embeds=None,
         extend_lens=[1, 1],
         prefix_lens=[7, 900],
         hicache_consumer_index=2,
@@ -59,6 +60,7 @@ def batch_of(**more: Any) -> SimpleNamespace:
         pytest.param({"prefix_lens": [0, 900]}, False, id="prompt-of-one-token"),
         pytest.param({"chunked_req": object()}, False, id="a-piece-of-a-prompt"),
         pytest.param({"is_prefill_only": True}, False, id="no-token-wanted"),
+        pytest.param({"replace_embeds": object()}, False, id="embeddings-of-its-own"),
         pytest.param({"forward_mode": ForwardMode.MIXED}, False, id="mixed"),
         pytest.param(
             {

@@ -15,7 +15,7 @@ from rotation_scheduler import WIDTH, Scheduler, texts  # noqa: E402
 from sglang.srt.managers.schedule_batch import Req  # noqa: E402
 from sglang.srt.sampling.sampling_params import SamplingParams  # noqa: E402
 from test_rotation import Foreseen  # noqa: E402
-from tree_world import Request, World, settings, text  # noqa: E402, F401
+from tree_world import Request, World, away, back, settings, text  # noqa: E402, F401
 
 from sglang_vericache.loader.copy import PlainCopier  # noqa: E402
 from sglang_vericache.rounds.held_prompts import HeldPrompts  # noqa: E402
@@ -178,6 +178,45 @@ def test_one_that_was_held_goes_on_with_its_prompt():
     assert fetch.brought == 1
     world.settle()
     assert world.residency.tokens_on_the_way == 0 and fetch.held.fitting(req, 390, 10) == 3
+    world.close()
+
+
+def test_a_long_prompt_of_one_that_was_held_comes_first():
+    """Catches a prefill that waits for a long load, and nobody decodes, because the request had
+    waited for others before."""
+    world = World(device=450, host=3_000, copier=LateCopier)
+    fetch, req = waiting_prompt(world)
+    fetch.held = HeldPrompts(world.residency, WIDTH, 30, lambda: 100)
+    fetch.held.hold(req, 1, 400)
+    world.match(req)
+    assert fetch.brought == 1 and req not in fetch.held
+    assert fetch.concerns(req) and fetch.comes_first(req, 450)
+    world.settle()
+    assert not fetch.concerns(req) and not fetch.comes_first(req, 450)
+    world.close()
+
+
+def test_not_while_somebody_is_away():
+    """Catches prompts that take the room which detached requests need, and another first one of
+    the queue that is taken for the same."""
+    world = World(device=450, host=3_000)
+    _, req = waiting_prompt(world)
+    away(world, running := world.admit(text(4, 40)))
+    held = HeldPrompts(world.residency, WIDTH, 30)
+    held.hold(req, 1, 400)
+    assert held.brought == 0 and not held.looks_on
+    back(world, running)
+    held.hold(req, 1, 400)
+    assert held.brought == 1
+    held.begin_pass()
+    held.hold(req, 1, 400)
+    assert not held.looks_on
+    other = Request("another", text(5, 20))
+    world.match(other)
+    held.hold(other, 2, 400)
+    assert held.looks_on
+    world.settle()
+    world.end(running, False)
     world.close()
 
 

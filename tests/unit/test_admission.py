@@ -214,11 +214,14 @@ def test_a_pause_is_nobodys_time():
     clock = Clock()
     admission = Admission(clock)
     late(admission, clock, 0.006, 0.018, 12)
-    for _ in range(12):
+    for n in range(12):
         admission.prefill(1)
         clock.now += 0.02
         admission.step(1)
-        admission.ended()
+        if n % 2:
+            admission.ended()
+        else:  # it had ended before it had a state: the step behind it is for nobody
+            admission.step(0)
         clock.now += 60
     late(admission, clock, 0.006, 0.018, 12)
     assert admission.prefill_s == pytest.approx(0.02)
