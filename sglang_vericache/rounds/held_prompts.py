@@ -20,12 +20,21 @@ LEAST_TOKENS = 512
 REMEMBERED = 256
 
 
+def load_reserve(residency: Residency, verify_width: int) -> int:
+    """Tokens that running requests, and one more, may take until a load is there, which cannot be
+    retracted.
+
+    Args:
+        verify_width: main slots that each may take in a step.
+    """
+    return 2 * verify_width * (len(residency) + 1)
+
+
 class HeldPrompts:
     """Of one scheduler, which asks about its waiting requests one by one in each pass.
 
     Args:
-        verify_width: main slots that a running request may take in a step: a load under way cannot
-            be retracted.
+        verify_width: main slots that a running request may take in a step.
         least_tokens: on the host, from which a prompt is brought.
         most_tokens: from which its request waits for it, as any other does (`PromptFetch`): a
             prefill would wait for it too long.
@@ -97,7 +106,7 @@ class HeldPrompts:
         if missing < self.least_tokens or not isinstance(req.last_node, int):
             return
         residency = self.residency
-        reserve = 2 * self.verify_width * (len(residency) + 1)
+        reserve = load_reserve(residency, self.verify_width)
         if missing + reserve > remaining or not residency.loader.alive:
             self._places = 0
         elif not residency.comes(req.last_node) and residency.bring(req.best_match_node):

@@ -77,5 +77,9 @@ class PromptFetch:
     def _was_held(self, req: Any) -> bool:
         return self.held is not None and req in self.held
 
+    def pays_from(self) -> float:
+        """Tokens on the host from which a prompt is brought first."""
+        return max(self.least_tokens, self.prefill_tokens())
+
     def _pays(self, req: Any) -> bool:
-        return req.host_hit_length >= max(self.least_tokens, self.prefill_tokens())
+        return req.host_hit_length >= self.pays_from()

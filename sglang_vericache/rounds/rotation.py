@@ -22,6 +22,7 @@ from sglang_vericache.loader.planner import (
 )
 from sglang_vericache.metrics import OffloadNumbers
 from sglang_vericache.rounds.draft_room import DraftRoom
+from sglang_vericache.rounds.held_prompts import load_reserve
 from sglang_vericache.rounds.pace import Choice
 from sglang_vericache.rounds.policy import RoundPlan
 from sglang_vericache.rounds.prompt_fetch import PromptFetch
@@ -297,7 +298,7 @@ class Rotation:
         admitted = self._may_admit(req, remaining, growth)
         # While requests rotate the link is theirs.
         if admitted and self.prompts is not None and not self.pays and len(self.residency):
-            reserve = 2 * self.verify_width * (len(self.residency) + 1)
+            reserve = load_reserve(self.residency, self.verify_width)
             admitted = not self.prompts.comes_first(req, remaining - growth - reserve)
         if admitted and self.room is not None:
             self.room.admit(req)

@@ -102,14 +102,8 @@ def create_rotation(
         watch = StepWatch(link_tokens, config.horizon)
     if integrity is None:  # else a prefill mends what it reads
         least = max(int(LEAST_S * link_tokens), 1)
-
-        def prefill_tokens() -> float:
-            return admission.prefill_s * link_tokens
-
-        held = HeldPrompts(
-            residency, config.verify_width, most_tokens=lambda: max(least, prefill_tokens())
-        )
-        prompts = PromptFetch(residency, least, prefill_tokens, held)
+        prompts = PromptFetch(residency, least, lambda: admission.prefill_s * link_tokens)
+        prompts.held = HeldPrompts(residency, config.verify_width, most_tokens=prompts.pays_from)
     rotation = Rotation(
         *(residency, allocator, config.verify_width, config.fold_tail_tokens),
         *(watch, room, prompts),

@@ -117,12 +117,15 @@ class Scheduler:
             self.world.check_ledger()
             self.most_together = max(self.most_together, len(self.world.requests))
 
+    def remaining(self) -> int:
+        """As SGLang's scheduler counts it: less what the running requests will still take."""
+        return self.rotation.free - sum(self.left[r.rid] + WIDTH for r in self.world.requests)
+
     def admit(self) -> None:
         first = True
         while self.waiting:
             text, output = self.waiting[0]
-            ahead = sum(self.left[r.rid] + WIDTH for r in self.world.requests)
-            remaining = self.rotation.free - ahead
+            remaining = self.remaining()
             candidate = Request(str(len(self.waiting)), text)
             if self.rotation.prompts is not None:
                 self.world.match(candidate)
@@ -161,13 +164,10 @@ class Scheduler:
         for behind, (text, output) in enumerate(self.waiting[1:], 1):
             if not self.world.cache.looks_on():
                 return
-            ahead = sum(self.left[r.rid] + WIDTH for r in self.world.requests)
             candidate = Request(str(len(self.waiting) - behind), text)
             self.world.match(candidate)
             waiting = len(self.waiting)
-            admitted = self.world.cache.may_admit(
-                candidate, self.rotation.free - ahead, output, waiting
-            )
+            admitted = self.world.cache.may_admit(candidate, self.remaining(), output, waiting)
             assert not admitted, "nobody overtakes"
 
     def retract(self) -> None:

@@ -7,35 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from plain_request import request
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from sglang_vericache.plain.cached_prompts import CachedPrompts
 from sglang_vericache.support import is_token_by_token
 
-PLAIN = dict(
-    grammar=None,
-    custom_logit_processor=None,
-    return_logprob=False,
-    return_hidden_states=False,
-    return_sampling_mask=False,
-    lora_id=None,
-    multimodal_inputs=None,
-    input_embeds=None,
-    beam_group=None,
-    session=None,
-    sampling_params=SimpleNamespace(
-        frequency_penalty=0.0,
-        presence_penalty=0.0,
-        repetition_penalty=1.0,
-        min_new_tokens=0,
-        logit_bias=None,
-    ),
-)
-
 
 def batch_of(**more: Any) -> SimpleNamespace:
     known = dict(
-        reqs=[SimpleNamespace(**PLAIN)] * 2,
+        reqs=[request()] * 2,
         forward_mode=ForwardMode.EXTEND,
         chunked_req=None,
         is_prefill_only=False,
@@ -63,18 +44,9 @@ def batch_of(**more: Any) -> SimpleNamespace:
         pytest.param({"replace_embeds": object()}, False, id="embeddings-of-its-own"),
         pytest.param({"forward_mode": ForwardMode.MIXED}, False, id="mixed"),
         pytest.param(
-            {
-                "reqs": [
-                    SimpleNamespace(**PLAIN),
-                    SimpleNamespace(**PLAIN | {"return_logprob": True}),
-                ]
-            },
-            *(False,),
-            id="log-probabilities",
+            {"reqs": [request(), request(return_logprob=True)]}, False, id="log-probabilities"
         ),
-        pytest.param(
-            {"reqs": [SimpleNamespace(**PLAIN | {"lora_id": "a"})] * 2}, False, id="adapter"
-        ),
+        pytest.param({"reqs": [request(lora_id="a")] * 2}, False, id="adapter"),
     ],
 )
 def test_which(more, expected):

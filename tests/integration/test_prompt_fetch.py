@@ -150,8 +150,7 @@ def test_prompts_of_held_requests(device, shared):
     held = HeldPrompts(world.residency, WIDTH, 30)
     scheduler = Scheduler(world, watch=Foreseen(0.02), least_prompt=10_000, held=held)
     scheduler.waiting = [(t, 20 + (n * 13) % 40) for n, t in enumerate(prompts)]
-    prefills = []
-    scheduler.run(20_000, lambda step: prefills.append(len(world.requests)))
+    scheduler.run(20_000)
     assert held.brought >= 4 and scheduler.rotation.numbers().prompts == held.brought
     assert together.held > 10 and not held.looks_on
     assert scheduler.rotation.numbers().detachments == 0

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from plain_request import request
 
 from sglang_vericache.request_options import RequestOptions
 from sglang_vericache.support import (
@@ -111,32 +112,6 @@ def test_layer_with_a_window_is_found():
     assert "layer 7" in problem and "512" in problem
     problem = validate_layers(torch.nn.ModuleList([whole]), torch.float8_e4m3fn)
     assert "float8_e4m3fn" in problem and "--kv-cache-dtype accepts bfloat16" in problem
-
-
-def request(params: dict | None = None, **changes) -> SimpleNamespace:
-    """What SGLang's Req of a greedy request without extras has, changed."""
-    sampling = {
-        "top_k": 1,
-        "frequency_penalty": 0.0,
-        "presence_penalty": 0.0,
-        "repetition_penalty": 1.0,
-        "min_new_tokens": 0,
-        "logit_bias": None,
-    }
-    fields = {
-        "grammar": None,
-        "custom_logit_processor": None,
-        "return_logprob": False,
-        "return_hidden_states": False,
-        "return_sampling_mask": False,
-        "lora_id": None,
-        "multimodal_inputs": None,
-        "input_embeds": None,
-        "beam_group": None,
-        "session": None,
-    }
-    params = SimpleNamespace(**(sampling | (params or {})))
-    return SimpleNamespace(sampling_params=params, **(fields | changes))
 
 
 @pytest.mark.parametrize(
